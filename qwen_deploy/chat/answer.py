@@ -1,0 +1,65 @@
+"""An answer while it comes: its text, how it ended and how fast. Knows no turn and no stream."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import closing
+from dataclasses import dataclass, field
+
+from qwen_deploy.chat.client import AnswerFailed, Piece, Service
+from qwen_deploy.chat.session import Ending
+
+Clock = Callable[[], float]
+
+
+@dataclass(slots=True)
+class Answer:
+    parts: list[str] = field(default_factory=list)
+    ending: Ending = Ending.STOP
+    failure: AnswerFailed | None = None
+    tokens: int | None = None
+    asked_at: float = 0.0
+    first_at: float | None = None
+    last_at: float = 0.0
+
+    @property
+    def text(self) -> str:
+        return "".join(self.parts)
+
+    def add(self, piece: Piece, now: float) -> None:
+        if piece.text:
+            self.parts.append(piece.text)
+            self.first_at = now if self.first_at is None else self.first_at
+            self.last_at = now
+        if piece.finish_reason == "length":
+            self.ending = Ending.LENGTH
+        self.tokens = piece.tokens if piece.tokens is not None else self.tokens
+
+    def speed(self) -> str:
+        """Empty if nothing came. Tokens are the service's own count, never guessed from pieces."""
+        if self.first_at is None:
+            return ""
+        said = [f"{self.first_at - self.asked_at:.2f} s to the first token"]
+        seconds = self.last_at - self.first_at
+        if self.tokens and self.tokens > 1 and seconds > 0:
+            said.append(f"{(self.tokens - 1) / seconds:.1f} tokens/s")
+        if self.tokens:
+            said.append(f"{self.tokens} tokens")
+        return ", ".join(said)
+
+
+def receive(
+    service: Service, payload: Mapping[str, object], show: Callable[[str], None], *, clock: Clock
+) -> Answer:
+    """The answer, each piece shown as it comes. Ctrl-C and failures end it; neither loses text."""
+    answer = Answer(asked_at=clock())
+    try:
+        with closing(service.stream(payload)) as pieces:
+            for piece in pieces:
+                answer.add(piece, clock())
+                show(piece.text)
+    except KeyboardInterrupt:
+        answer.ending = Ending.INTERRUPTED
+    except AnswerFailed as exc:
+        answer.ending, answer.failure = Ending.FAILED, exc
+    return answer

@@ -1,0 +1,1 @@
+"""The command line: the only package that prints, and the only one that imports typer and rich."""

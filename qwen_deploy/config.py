@@ -1,0 +1,293 @@
+"""What to deploy: the annotated schema of qwen-deploy.yml, its validation and its reference.
+
+The models below are the one source: they validate the file, and `reference()` prints them as the
+commented file that `qwen-deploy docs` shows and `qwen-deploy init` starts from. Knows no hosts'
+state and no network.
+"""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from qwen_deploy.errors import UsageError
+
+DEFAULT_PATH = Path("qwen-deploy.yml")
+
+PIP_MIRRORS = {
+    "pypi": "https://pypi.org/simple",
+    "aliyun": "https://mirrors.aliyun.com/pypi/simple/",
+    "huaweicloud": "https://repo.huaweicloud.com/repository/pypi/simple",
+    "tencent": "https://mirrors.cloud.tencent.com/pypi/simple",
+    "tsinghua": "https://pypi.tuna.tsinghua.edu.cn/simple",
+    "ustc": "https://mirrors.ustc.edu.cn/pypi/simple",
+}
+
+Text = Annotated[str, Field(min_length=1, pattern=r"^[^\x00-\x1f]+$")]
+Positive = Annotated[int, Field(gt=0)]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class Model(Section):
+    source: Text | None = Field(
+        None,
+        description="Folder on this machine that holds the checkpoint: config.json, tokenizer, "
+        "*.safetensors. Only safetensors is loaded.",
+        examples=["./Qwen2.5-7B-Instruct"],
+    )
+    name: Text = Field(
+        "Qwen/Qwen2.5-7B-Instruct",
+        description="Name under which clients ask for the model.",
+        pattern=r"^[\w.-]+(/[\w.-]+)?$",
+    )
+    aliases: tuple[Text, ...] = Field(
+        ("gpt-3.5-turbo",),
+        description="Further names that mean the same model, for clients with a fixed name.",
+    )
+
+
+class Service(Section):
+    address: Text = Field(
+        "0.0.0.0",
+        description="Address to listen on. 127.0.0.1 serves the host itself and SSH tunnels only.",
+    )
+    port: int = Field(8000, gt=0, lt=65536, description="Port to listen on.")
+    auth: bool = Field(
+        True,
+        description="Ask clients for an API key. The first `up` makes one and shows it once; "
+        "hosts store hashes.",
+    )
+    api_key_file: Path | None = Field(
+        None,
+        description="File on this machine with an API key to accept, instead of one made by `up`.",
+        examples=["./api-key.txt"],
+    )
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="Where the model runs.")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="Number format of the weights; auto takes the checkpoint's."
+    )
+    max_batch: Positive = Field(16, description="Requests that generate at the same time.")
+    max_queue: Positive = Field(
+        128, description="Requests that may wait; one more is answered 429 with Retry-After."
+    )
+    max_context: Positive | None = Field(
+        None, description="Tokens of prompt and answer; at most the model's own.", examples=[8192]
+    )
+    threads: Positive | None = Field(
+        None, description="CPU threads of the engine; PyTorch decides by default.", examples=[8]
+    )
+    drain_seconds: Positive = Field(
+        30, description="Seconds that running requests get to finish when the unit stops."
+    )
+    ready_seconds: Positive = Field(
+        1800, description="Seconds a release may take to be ready before it is rolled back."
+    )
+
+
+class Runtime(Section):
+    python: Text = Field(
+        "python3",
+        description="Python on the host that the environment is made from, 3.11 or newer.",
+        examples=["/usr/bin/python3.11"],
+    )
+    accelerator: Literal["auto", "cpu", "cuda"] = Field(
+        "auto",
+        description="Which locked set of packages to install: PyTorch's CPU build, or the one "
+        "with CUDA. auto: cuda where the host has an NVIDIA driver.",
+    )
+
+
+class Pip(Section):
+    index_url: Text = Field(
+        "pypi",
+        description="Package index: a URL, or the name of a well-known mirror: "
+        + ", ".join(PIP_MIRRORS)
+        + ".",
+    )
+    extra_index_urls: tuple[Text, ...] = Field((), description="Further indexes.")
+    find_links: tuple[Text, ...] = Field(
+        (), description="Folders on the host, or URLs of pages, with wheels."
+    )
+    ca_file: Text | None = Field(
+        None,
+        description="CA bundle on the host with which indexes are checked.",
+        examples=["/etc/ssl/certs/ca-certificates.crt"],
+    )
+
+    @field_validator("index_url")
+    @classmethod
+    def _known(cls, value: str) -> str:
+        if value not in PIP_MIRRORS and "://" not in value:
+            raise ValueError("should be a URL or one of " + ", ".join(PIP_MIRRORS))
+        return value
+
+    @property
+    def resolved_index_url(self) -> str:
+        return PIP_MIRRORS.get(self.index_url, self.index_url)
+
+
+class Ssh(Section):
+    user: Text | None = Field(None, description="User, where a host names none.", examples=["root"])
+    key_file: Path | None = Field(
+        None, description="Private key; else the agent's and ~/.ssh's.", examples=["~/.ssh/gpu"]
+    )
+    config_file: Path | None = Field(
+        None, description="SSH client configuration instead of ~/.ssh/config.", examples=["./ssh"]
+    )
+    jump: Text | None = Field(
+        None,
+        description="Jump host, as `ssh -J` takes it; ProxyJump of the SSH configuration works.",
+        examples=["ops@bastion:22"],
+    )
+    sudo_password_file: Path | None = Field(
+        None,
+        description="File on this machine with the sudo password, for users other than root.",
+        examples=["./sudo-password.txt"],
+    )
+    connect_seconds: Positive = Field(10, description="Seconds to wait for a connection.")
+
+
+class Deployment(Section):
+    hosts: tuple[Text, ...] = Field(
+        (),
+        description="Hosts to deploy to, as [user@]address[:port]; the first is changed first.",
+        examples=[["root@192.168.110.131"]],
+    )
+    model: Model = Field(Model(), description="The model.")
+    service: Service = Field(Service(), description="The HTTP service.")
+    runtime: Runtime = Field(Runtime(), description="The Python environment on the host.")
+    pip: Pip = Field(
+        Pip(), description="Where Python packages come from; also the service user's pip.conf."
+    )
+    ssh: Ssh = Field(Ssh(), description="How to reach the hosts.")
+
+
+def load(path: Path) -> Deployment:
+    """Disk to value. Raises UsageError that names the path to each wrong key."""
+    try:
+        content = yaml.safe_load(path.read_text("utf-8"))
+    except FileNotFoundError as error:
+        raise UsageError(f"{path}: no such file", hint="qwen-deploy init") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path}: cannot be read: {error}") from error
+    except yaml.YAMLError as error:
+        raise UsageError(f"{path}: is not YAML: {' '.join(str(error).split())}") from error
+    return parse(content if content is not None else {}, origin=str(path))
+
+
+def parse(content: Any, *, origin: str) -> Deployment:
+    if not isinstance(content, Mapping):
+        raise UsageError(f"{origin}: should be a mapping of keys", hint="qwen-deploy docs")
+    try:
+        return Deployment.model_validate(_tuples(content))
+    except ValidationError as error:
+        lines = [f"{origin}: {_location(item)}: {_expected(item)}" for item in error.errors()]
+        raise UsageError("\n       ".join(lines), hint="qwen-deploy docs") from error
+
+
+def override(deployment: Deployment, own: Mapping[str, Mapping[str, Any]]) -> Deployment:
+    """With the values that the command line gave; None means not given."""
+    content = deployment.model_dump()
+    for section, values in own.items():
+        content[section] |= {key: value for key, value in values.items() if value is not None}
+    return parse(content, origin="command line")
+
+
+def _tuples(value: Any) -> Any:
+    """YAML has lists and texts where the models have tuples and paths."""
+    if isinstance(value, Mapping):
+        return {
+            key: Path(item).expanduser() if _is_path(key, item) else _tuples(item)
+            for key, item in value.items()
+            if item is not None  # a key without a value stands at its default
+        }
+    return tuple(_tuples(item) for item in value) if isinstance(value, list) else value
+
+
+def _is_path(key: Any, item: Any) -> bool:
+    fields = (Service.model_fields, Ssh.model_fields)
+    annotations = [section[key].annotation for section in fields if key in section]
+    return isinstance(item, str) and any("Path" in str(annotation) for annotation in annotations)
+
+
+def _location(item: Any) -> str:
+    return "/".join(str(part) for part in item["loc"])
+
+
+_EXPECTED = {
+    "bool_type": "should be true or false",
+    "extra_forbidden": "is not a key",
+    "int_type": "should be a whole number",
+    "is_instance_of": "should be a path",
+    "literal_error": "should be {expected}",
+    "greater_than": "should be greater than {gt}",
+    "less_than": "should be less than {lt}",
+    "string_pattern_mismatch": "should match {pattern}",
+    "string_too_short": "should not be empty",
+    "string_type": "should be a text",
+    "tuple_type": "should be a list",
+    "value_error": "{error}",
+}
+
+
+def _expected(item: Any) -> str:
+    if item["type"] in ("model_type", "model_attributes_type", "dataclass_type"):
+        return "should be a mapping of keys"
+    template = _EXPECTED.get(item["type"], item["msg"])
+    sentence: str = template.format(**item.get("ctx", {}))
+    return sentence + _suggestion(item) if item["type"] == "extra_forbidden" else sentence
+
+
+def _suggestion(item: Any) -> str:
+    import difflib
+
+    section: Any = Deployment
+    for part in item["loc"][:-1]:
+        section = section.model_fields[part].annotation
+    keys = list(section.model_fields)
+    near = difflib.get_close_matches(str(item["loc"][-1]), keys, n=1)
+    return f"; did you mean `{near[0]}`?" if near else f"; should be one of {', '.join(keys)}"
+
+
+def reference(chosen: Mapping[str, Any] | None = None) -> str:
+    """The whole file, annotated, every key at its default; `chosen` values stand uncommented."""
+    lines = [
+        "# qwen-deploy.yml: what to deploy and where. Every key is optional; a commented key",
+        "# stands at its default, or at an example where it has none.",
+    ]
+    return "\n".join([*lines, *_section(Deployment, chosen or {}, indent="")]) + "\n"
+
+
+def _section(model: type[BaseModel], chosen: Mapping[str, Any], indent: str) -> Iterator[str]:
+    for name, field in model.model_fields.items():
+        if not indent:
+            yield ""
+        yield from textwrap.wrap(
+            field.description or "",
+            96,
+            initial_indent=indent + "# ",
+            subsequent_indent=indent + "# ",
+        )
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield f"{name}:"
+            yield from _section(field.annotation, chosen.get(name, {}), "  ")
+        elif name in chosen:
+            yield f"{indent}{_key(name, chosen[name])}"
+        elif field.default is None or (field.default == () and field.examples):
+            yield f"{indent}# {_key(name, (field.examples or [None])[0])}"
+        else:
+            yield f"{indent}# {_key(name, field.default)}"
+
+
+def _key(name: str, value: Any) -> str:
+    plain = list(value) if isinstance(value, tuple) else value
+    flow = str(yaml.safe_dump(plain, default_flow_style=True, allow_unicode=True, width=1000))
+    return f"{name}: {flow.removesuffix('...' + chr(10)).strip()}"

@@ -1,0 +1,337 @@
+"""Prints one JSON object with everything the controller wants to know of this host.
+
+Runs on the host as root with one argument, a JSON object: `paths` whose SHA-256 or link target
+is wanted, `tree` to list with sizes, `disks` to measure, `port` whose owner is wanted, `python` to
+ask for its version, `units`, `packages`, and `probe`: "none", "ready" or "completion".
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from typing import Any
+
+ROOT = "/opt/qwen-deploy"
+STATE = "/var/lib/qwen-deploy"
+ETC = "/etc/qwen-deploy"
+LOCK = "/run/qwen-deploy.lock"
+UNIT_PROPERTIES = (
+    "ActiveState,SubState,Result,StatusText,MainPID,NRestarts,ExecMainStatus,UnitFileState,"
+    "ActiveEnterTimestampMonotonic,FragmentPath,NeedDaemonReload"
+)
+
+
+def read(path: str) -> str | None:
+    try:
+        with open(path, encoding="utf-8", errors="replace") as file:
+            return file.read()
+    except OSError:
+        return None
+
+
+def digest(path: str) -> str | None:
+    """The SHA-256 of a file, `-> target` of a link, `directory`, or None where there is nothing."""
+    if os.path.islink(path):
+        return "-> " + os.readlink(path)
+    if os.path.isdir(path):
+        return "directory"
+    try:
+        with open(path, "rb") as file:
+            return hashlib.sha256(file.read()).hexdigest()
+    except OSError:
+        return None
+
+
+def tree(directory: str) -> dict[str, int]:
+    """Sizes by relative path, following the one link that `directory` itself may be."""
+    sizes = {}
+    for parent, _, names in os.walk(os.path.realpath(directory)):
+        for name in names:
+            path = os.path.join(parent, name)
+            try:
+                sizes[os.path.relpath(path, os.path.realpath(directory))] = os.stat(path).st_size
+            except OSError:
+                continue
+    return sizes
+
+
+def disk(path: str) -> dict[str, Any]:
+    """Where `path` lies, or would lie: its file system's mount point and free bytes."""
+    while not os.path.exists(path):
+        path = os.path.dirname(path)
+    usage = os.statvfs(path)
+    mount = os.path.realpath(path)
+    while not os.path.ismount(mount):
+        mount = os.path.dirname(mount)
+    return {
+        "mount": mount,
+        "free_bytes": usage.f_bavail * usage.f_frsize,
+        "total_bytes": usage.f_blocks * usage.f_frsize,
+        "free_inodes": usage.f_favail if usage.f_files else None,
+    }
+
+
+def os_release() -> dict[str, str]:
+    text = read("/etc/os-release") or ""
+    pairs = (line.split("=", 1) for line in text.splitlines() if "=" in line)
+    return {key: value.strip().strip('"') for key, value in pairs}
+
+
+def output(argv: list[str]) -> str | None:
+    try:
+        done = subprocess.run(argv, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, timeout=20)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.decode("utf-8", "replace") if done.returncode == 0 else None
+
+
+def unit(name: str) -> dict[str, str]:
+    text = output(["systemctl", "show", name, "-p", UNIT_PROPERTIES]) or ""
+    return dict(line.split("=", 1) for line in text.splitlines() if "=" in line)
+
+
+def listening_inodes(port: int) -> set[str]:
+    """Socket inodes that listen on `port`; /proc/net/tcp is described in proc(5)."""
+    inodes = set()
+    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
+        for line in (read(table) or "").splitlines()[1:]:
+            fields = line.split()
+            if fields[3] == "0A" and int(fields[1].rsplit(":", 1)[1], 16) == port:
+                inodes.add("socket:[" + fields[9] + "]")
+    return inodes
+
+
+def open_files(pid: str) -> set[str]:
+    try:
+        return {os.readlink(f"/proc/{pid}/fd/{fd}") for fd in os.listdir(f"/proc/{pid}/fd")}
+    except OSError:
+        return set()
+
+
+def port_owner(port: int) -> dict[str, Any] | None:
+    """Who listens on `port`: pid, command and unit of the process, or None."""
+    inodes = listening_inodes(port)
+    if not inodes:
+        return None
+    for pid in sorted((name for name in os.listdir("/proc") if name.isdigit()), key=int):
+        try:
+            held = {
+                os.readlink("/proc/%s/fd/%s" % (pid, fd)) for fd in os.listdir("/proc/%s/fd" % pid)
+            }
+        except OSError:
+            continue
+        # PID 1 holds the sockets of socket units; the service behind them holds them too.
+        if held & inodes:
+            cgroup = (read("/proc/%s/cgroup" % pid) or "").strip().rsplit("/", 1)[-1]
+            return {
+                "pid": int(pid),
+                "command": (read("/proc/%s/comm" % pid) or "").strip(),
+                "unit": cgroup,
+            }
+    return {"pid": 0, "command": "unknown", "unit": ""}
+
+
+def gpus() -> list[dict[str, str]]:
+    fields = "uuid,name,memory.total,memory.used,driver_version,compute_cap"
+    text = output(["nvidia-smi", "--query-gpu=" + fields, "--format=csv,noheader,nounits"])
+    rows = [[cell.strip() for cell in line.split(",")] for line in (text or "").splitlines()]
+    return [dict(zip(fields.split(","), row)) for row in rows if len(row) == 6]
+
+
+def request(url: str, body: Any = None, key: str = "", timeout: float = 10.0) -> tuple[int, Any]:
+    """Status and decoded body of one request; status 0 where nobody answered."""
+    headers = {"Content-Type": "application/json"}
+    if key:
+        headers["Authorization"] = "Bearer " + key
+    data = json.dumps(body).encode() if body is not None else None
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    try:
+        with opener.open(urllib.request.Request(url, data, headers), timeout=timeout) as reply:
+            return reply.status, json.loads(reply.read() or b"null")
+    except urllib.error.HTTPError as error:
+        return error.code, json_or_text(error.read())
+    except (OSError, ValueError) as error:
+        return 0, str(getattr(error, "reason", error))
+
+
+def json_or_text(body: bytes) -> Any:
+    try:
+        return json.loads(body)
+    except ValueError:
+        return body.decode("utf-8", "replace")[:500]
+
+
+def completion(base_url: str, model: str | None) -> dict[str, Any]:
+    """One short, greedy answer from the service, asked as any client would."""
+    body = {
+        "model": model,
+        "messages": [{"role": "user", "content": "你好"}],
+        "max_tokens": 4,
+        "temperature": 0,
+    }
+    started = time.monotonic()
+    key = (read(ETC + "/operator.key") or "").strip()
+    status, answer = request(base_url + "/v1/chat/completions", body, key, timeout=60.0)
+    spoke = status == 200 and bool(answer.get("choices"))
+    return {
+        "ok": spoke,
+        "status": status,
+        "error": None if spoke else answer,
+        "seconds": time.monotonic() - started,
+    }
+
+
+def base_url() -> str:
+    """Where the current release listens, as seen from the host itself."""
+    address = listening().rsplit(":", 1)
+    anywhere = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}
+    host = anywhere.get(address[0], "[%s]" % address[0] if ":" in address[0] else address[0])
+    return "http://%s:%s" % (host, address[-1])
+
+
+def listening() -> str:
+    try:
+        listen = json.loads(read(ROOT + "/current/release.json") or "{}").get("listen")
+    except ValueError:
+        listen = None
+    return listen or "127.0.0.1:8000"
+
+
+def service(probe: str) -> dict[str, Any]:
+    """What the service says of itself: `/ready`, and a completion where one was asked for."""
+    status, ready = request(base_url() + "/ready")
+    answers = {"status": status, "ready": ready}
+    if status == 200 and probe == "completion":
+        answers["completion"] = completion(base_url(), ready.get("model"))
+    return answers
+
+
+def python_version(program: str) -> list[int] | None:
+    if program == "python3":
+        return list(sys.version_info[:2])
+    text = output([program, "-c", "import sys; print(*sys.version_info[:2])"])
+    return [int(part) for part in text.split()] if text else None
+
+
+def keys() -> list[list[str]]:
+    """The keys file as (name, hash) pairs; the hashes say nothing about the keys."""
+    lines = (read(ETC + "/keys") or "").splitlines()
+    return [line.split()[:2] for line in lines if len(line.split()) >= 2]
+
+
+def process(pid: int) -> dict[str, float] | None:
+    """Resident bytes and age of a process."""
+    text = read(f"/proc/{pid}/status")
+    stat = read(f"/proc/{pid}/stat")
+    if not pid or text is None or stat is None:
+        return None
+    resident = [line.split()[1] for line in text.splitlines() if line.startswith("VmRSS")]
+    started = int(stat.rsplit(")", 1)[1].split()[19]) / os.sysconf("SC_CLK_TCK")
+    uptime = float((read("/proc/uptime") or "0").split()[0])
+    return {
+        "resident_bytes": int(resident[0]) * 1024 if resident else 0,
+        "uptime_seconds": uptime - started,
+    }
+
+
+def releases() -> list[dict[str, Any]]:
+    found = []
+    directory = ROOT + "/releases"
+    for name in sorted(os.listdir(directory)) if os.path.isdir(directory) else []:
+        path = os.path.join(directory, name)
+        try:
+            release = json.loads(read(path + "/release.json") or "")
+        except ValueError:
+            continue
+        venv = os.path.basename(digest(path + "/venv") or "")
+        found.append(dict(release, id=name, made_at=os.stat(path).st_mtime, venv=venv))
+    return found
+
+
+def audit() -> list[dict[str, Any]]:
+    """The audit log's lines that parse; a power loss may have torn the last one."""
+    entries = []
+    for line in (read(STATE + "/audit.log") or "").splitlines():
+        try:
+            entries.append(json.loads(line))
+        except ValueError:
+            continue
+    return entries
+
+
+def lock() -> Any:
+    """Who holds the lock, or None: the kernel says whether it is held, the file says by whom."""
+    import fcntl
+
+    try:
+        descriptor = os.open(LOCK, os.O_RDWR)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return None
+    except OSError as error:
+        if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
+            raise
+        return json_or_text(os.read(descriptor, 4096)) or {}
+    finally:
+        os.close(descriptor)
+
+
+def packages(names: list[str]) -> dict[str, bool]:
+    if not names:
+        return {}
+    text = output(["dpkg-query", "-W", "-f", "${Package} ${db:Status-Abbrev}\n"]) or ""
+    installed = {line.split()[0] for line in text.splitlines() if line.split()[1:2] == ["ii"]}
+    return {name: name in installed for name in names}
+
+
+def current() -> str | None:
+    target = digest(ROOT + "/current")
+    return os.path.basename(target) if target and target.startswith("-> ") else None
+
+
+def facts(arguments: dict[str, Any]) -> dict[str, Any]:
+    units = {name: unit(name) for name in arguments["units"]}
+    main_pid = int(units.get("qwen.service", {}).get("MainPID") or 0)
+    return {
+        "sudo": "SUDO_USER" in os.environ,
+        "machine": platform.machine(),
+        "os": os_release(),
+        "has_systemd": os.path.isdir("/run/systemd/system"),
+        "python": list(sys.version_info[:3]),
+        "runtime_python": python_version(arguments["python"]),
+        "memory_bytes": os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"),
+        "time": time.time(),
+        "boot_id": (read("/proc/sys/kernel/random/boot_id") or "").strip(),
+        "disks": {path: disk(path) for path in arguments["disks"]},
+        "packages": packages(arguments["packages"]),
+        "has_apt": shutil.which("apt-get") is not None,
+        "gpus": gpus() if shutil.which("nvidia-smi") else [],
+        "port_owner": port_owner(arguments["port"]) if arguments["port"] else None,
+        "lock": lock(),
+        "current": current(),
+        "releases": releases(),
+        "audit": audit(),
+        "digests": {path: digest(path) for path in arguments["paths"]},
+        "tree": tree(arguments["tree"]) if arguments["tree"] else {},
+        "keys": keys(),
+        "units": units,
+        "process": process(main_pid),
+        # A request to a socket without its service would start the service.
+        "service": service(arguments["probe"])
+        if main_pid and arguments["probe"] != "none"
+        else None,
+    }
+
+
+print(json.dumps(facts(json.loads(sys.argv[1]))))

@@ -1,0 +1,35 @@
+"""Holds the host's lock until standard input closes or falls silent.
+
+`flock` rather than a directory: the kernel drops it when this process ends, so that neither an
+operator who was killed nor a power loss leaves a lock behind that nobody holds.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import select
+import sys
+
+LOCK = "/run/qwen-deploy.lock"
+SILENCE_SECONDS = 60
+
+
+def main() -> None:
+    descriptor = os.open(LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        print(os.read(descriptor, 4096).decode() or "{}", flush=True)
+        sys.exit(75)
+    owner = dict(json.loads(sys.argv[1]), pid=os.getpid())
+    os.ftruncate(descriptor, 0)
+    os.pwrite(descriptor, json.dumps(owner).encode(), 0)
+    print("held", flush=True)
+    while select.select([0], [], [], SILENCE_SECONDS)[0] and os.read(0, 4096):
+        pass
+    os.ftruncate(descriptor, 0)
+
+
+main()

@@ -1,0 +1,52 @@
+"""Hosts: parse and select them. Knows neither SSH nor Ansible."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from qwen_deploy.errors import UsageError
+
+_HOST = re.compile(
+    r"(?:(?P<user>[^@\s:]+)@)?(?:\[(?P<v6>[0-9A-Fa-f:.%\w]+)\]|(?P<name>[^@\s:\[\]]+))(?::(?P<port>\d+))?"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Host:
+    """One machine reached by SSH. Where `user` or `port` is None, SSH's configuration decides."""
+
+    name: str
+    address: str
+    user: str | None = None
+    port: int | None = None
+
+    def __str__(self) -> str:
+        return self.name
+
+
+def parse_host(text: str) -> Host:
+    """`[user@]address[:port]`; an IPv6 address with a port stands in brackets."""
+    if text.count(":") > 1 and "[" not in text:
+        user, _, address = text.rpartition("@")
+        return Host(name=address, address=address, user=user or None)
+    match = _HOST.fullmatch(text)
+    port = int(match["port"]) if match and match["port"] else None
+    if not match or text.startswith("-") or (port is not None and not 0 < port < 65536):
+        raise UsageError(
+            f"`{text}` is not a host: should be [user@]address[:port]",
+            hint="qwen-deploy up --host root@192.168.110.131:22",
+        )
+    address = match["v6"] or match["name"]
+    name = f"{address}:{port}" if port else address
+    return Host(name=name, address=address, user=match["user"], port=port)
+
+
+def parse_hosts(texts: Iterable[str]) -> tuple[Host, ...]:
+    hosts = tuple(parse_host(text) for text in texts)
+    names = [host.name for host in hosts]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise UsageError(f"host named twice: {', '.join(twice)}")
+    return hosts

@@ -1,0 +1,224 @@
+"""The runbook: what happens to a host in which order, and what follows when a step fails.
+
+Lock -> look again -> converge -> prove -> record, or back to the last proven release, proven too.
+Knows neither SSH, nor Ansible, nor the terminal.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+
+from qwen_deploy import facts as host_facts
+from qwen_deploy import probes, steps
+from qwen_deploy.converge import Converged
+from qwen_deploy.errors import (
+    Interrupted,
+    NeedsAttention,
+    QwenDeployError,
+    Refused,
+    RolloutFailed,
+    Unreachable,
+)
+from qwen_deploy.events import HostFinished, KeyCreated, Outcome
+from qwen_deploy.facts import Facts
+from qwen_deploy.prospect import Prospect, Wanted, ask, look, refuse, untouched
+from qwen_deploy.remote import Session
+from qwen_deploy.steps import Run
+
+# How long a release that was proven before may take to be ready again.
+RETURN_SECONDS = 1800.0
+SERVED = host_facts.question((), service=None)
+
+
+def up(prospect: Prospect, wanted: Wanted, run: Run) -> HostFinished:
+    """Takes one host to its release. Raises with the state of the host where that did not work."""
+    started = time.monotonic()
+    if prospect.is_unchanged:
+        return _finished(prospect, "unchanged", prospect.release.id, started)
+    refuse(prospect)
+    with steps.locked(prospect.session, run, "up"):
+        # Somebody may have changed the host before the lock was ours.
+        prospect = look(prospect.session, wanted)
+        converged = steps.converge(prospect, wanted, run)
+        if converged.status == "done":
+            _tell_key(prospect, wanted, run)
+            readiness = steps.prove(
+                prospect.session,
+                prospect.release.id,
+                run,
+                float(wanted.deployment.service.ready_seconds),
+            )
+            if readiness.is_ready:
+                finished = _finished(
+                    prospect, "changed", prospect.release.id, started, converged.changed
+                )
+                steps.record(prospect.session, run, "up", finished)
+                return finished
+            failure = _not_ready(prospect, readiness)
+        else:
+            failure = _not_converged(prospect, converged)
+        raise _back(prospect, run, failure, started)
+
+
+def _tell_key(prospect: Prospect, wanted: Wanted, run: Run) -> None:
+    written = prospect.key_files
+    if written and written.adds_user_key and wanted.user_key.is_made:
+        run.emit(KeyCreated(prospect.host, wanted.user_key.key))
+
+
+def _not_ready(prospect: Prospect, readiness: probes.Readiness) -> QwenDeployError:
+    if readiness.reason == probes.INTERRUPTED:
+        return Interrupted("interrupted while the release was proven", host=prospect.host)
+    return QwenDeployError(
+        f"{prospect.release.id} on `{prospect.host}` is not ready: {readiness.reason}",
+        host=prospect.host,
+        evidence=steps.journal_evidence(prospect.session),
+        origin=steps.JOURNAL_ORIGIN,
+        hint=f"qwen-deploy logs --host {prospect.host} -n 200",
+    )
+
+
+def _not_converged(prospect: Prospect, converged: Converged) -> QwenDeployError:
+    host, task = prospect.host, converged.task
+    if converged.status == "canceled":
+        return Interrupted(f"interrupted at `{task or 'the first task'}`", host=host)
+    if converged.status == "unreachable":
+        return Unreachable(f"lost the connection to `{host}` at `{task}`", host=host)
+    return QwenDeployError(
+        f"`{task or 'the playbook'}` failed on `{host}`",
+        host=host,
+        evidence=tuple(converged.message.splitlines()[-5:]),
+        origin=f"output of the task on {host}",
+    )
+
+
+def _back(
+    prospect: Prospect, run: Run, failure: QwenDeployError, started: float
+) -> QwenDeployError:
+    """Sees to it that the host serves a proven release, and completes the error with its state."""
+    try:
+        outcome, state, serves = _restore(prospect, run)
+    except QwenDeployError as error:
+        state = f"nobody can tell what {prospect.host} serves: {error.message}"
+        return _with_state(failure, state, None)
+    finished = _finished(prospect, outcome, serves, started)
+    steps.record(prospect.session, run, "up", finished)
+    return _with_state(failure, state, serves)
+
+
+def _restore(prospect: Prospect, run: Run) -> tuple[Outcome, str, str | None]:
+    """Outcome, a sentence, and the proven release that the host serves now."""
+    host, session = prospect.host, prospect.session
+    facts = ask(session, SERVED)
+    answer = facts.answer
+    if facts.current == prospect.plan.previous and answer and answer.is_ready:
+        return "rolled back", f"{host} still serves {facts.current}", facts.current
+    previous = fallback(facts, unless=prospect.release.id)
+    if previous is None:
+        if facts.current == prospect.release.id:
+            run.converge.apply("stop.yml", {})
+        return "needs attention", f"{host} serves nothing: no earlier release was proven", None
+    # Who interrupts the way forward still wants the way back.
+    patient = replace(run, is_interrupted=lambda: False)
+    steps.activate(session, previous, patient)
+    back = steps.prove(session, previous, patient, RETURN_SECONDS)
+    if not back.is_ready:
+        return "needs attention", f"{host}: {previous} is not ready either: {back.reason}", None
+    return "rolled back", f"{host} was rolled back and serves {previous}", previous
+
+
+def fallback(facts: Facts, *, unless: str | None) -> str | None:
+    """The release that was proven last, apart from one."""
+    return next((one for one in reversed(facts.proven) if one != unless), None)
+
+
+def _with_state(failure: QwenDeployError, state: str, serves: str | None) -> QwenDeployError:
+    kind: type[QwenDeployError] = RolloutFailed if serves else NeedsAttention
+    # An interruption stays one, so that scripts can tell it from a failure.
+    kind = Interrupted if isinstance(failure, Interrupted) else kind
+    return kind(
+        failure.message,
+        host=failure.host,
+        hint=failure.hint,
+        state=state,
+        evidence=failure.evidence,
+        origin=failure.origin,
+        serves=serves,
+    )
+
+
+def _finished(
+    prospect: Prospect, outcome: Outcome, serves: str | None, started: float, changed: int = 0
+) -> HostFinished:
+    previous = prospect.plan.previous
+    seconds = time.monotonic() - started
+    return HostFinished(prospect.host, outcome, serves, previous, changed, seconds)
+
+
+def restart(session: Session, run: Run) -> HostFinished:
+    """Restarts the unit and proves the same release again."""
+    started = time.monotonic()
+    with steps.locked(session, run, "restart"):
+        current = _current(session)
+        done = run.converge.apply("restart.yml", {})
+        return _prove_change(session, run, "restart", current, current, done, started)
+
+
+def rollback(session: Session, run: Run, to: str | None) -> HostFinished:
+    """Makes an earlier release current, the last proven one where none is named, and proves it."""
+    started = time.monotonic()
+    host = session.host.name
+    with steps.locked(session, run, "rollback"):
+        facts = ask(session, SERVED)
+        target = to or fallback(facts, unless=facts.current)
+        there = {str(one["id"]) for one in facts.releases}
+        if target is None or target not in there:
+            listed = ", ".join(sorted(there - {facts.current or ""})) or "none"
+            raise untouched(
+                Refused,
+                f"`{host}` has no {f'release {target}' if to else 'earlier release'} to return to",
+                session,
+                hint=f"other releases on {host}: {listed}",
+            )
+        done = steps.activate(session, target, run)
+        return _prove_change(session, run, "rollback", target, facts.current, done, started)
+
+
+def _current(session: Session) -> str:
+    current = ask(session, SERVED).current
+    if current is None:
+        host = session.host.name
+        raise untouched(
+            Refused, f"`{host}` has no release", session, hint=f"qwen-deploy up --host {host}"
+        )
+    return current
+
+
+def _prove_change(
+    session: Session,
+    run: Run,
+    action: str,
+    target: str,
+    previous: str | None,
+    done: Converged,
+    started: float,
+) -> HostFinished:
+    host = session.host.name
+    readiness = steps.prove(session, target, run, RETURN_SECONDS) if done.status == "done" else None
+    is_ready = readiness is not None and readiness.is_ready
+    seconds = time.monotonic() - started
+    outcome: Outcome = "changed" if is_ready else "needs attention"
+    finished = HostFinished(host, outcome, target, previous, done.changed, seconds)
+    steps.record(session, run, action, finished)
+    if is_ready:
+        return finished
+    reason = readiness.reason if readiness else f"`{done.task}` failed: {done.message}"
+    raise NeedsAttention(
+        f"{target} on `{host}` is not ready: {reason}",
+        host=host,
+        state=f"{host} needs attention",
+        evidence=steps.journal_evidence(session),
+        origin=steps.JOURNAL_ORIGIN,
+        hint=f"qwen-deploy rollback --host {host}",
+    )

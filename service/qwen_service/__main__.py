@@ -1,0 +1,129 @@
+"""`python -m qwen_service`: socket, signals and exit code of the service's process."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import socket
+import sys
+from collections.abc import Iterator
+
+import uvicorn
+
+from qwen_service import engines
+from qwen_service.app import create_app
+from qwen_service.notify import Notifier, inherited_socket, watchdog_seconds
+from qwen_service.readiness import Readiness
+from qwen_service.settings import Settings, SettingsError, load
+from qwen_service.supervisor import Supervisor
+
+log = logging.getLogger("qwen_service")
+
+BACKLOG = 2048
+# Longer than clients keep idle connections, so that none is closed under a request.
+KEEP_ALIVE_SECONDS = 75
+# For answers that are written already but not read yet.
+FLUSH_SECONDS = 5
+# Between the last accept and the first refusal: what was just accepted is still served.
+GRACE_SECONDS = 0.1
+
+
+class Server(uvicorn.Server):
+    """uvicorn without its own signal handling: here a signal first drains the engine."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+    def stop_accepting(self) -> None:
+        for server in self.servers:
+            server.close()
+
+
+def main() -> int:
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    logging.getLogger("uvicorn").setLevel(logging.WARNING)
+    # Nothing is ever looked up in a hub: the model lies in a folder.
+    os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_OFFLINE="1")
+    try:
+        settings = load(os.environ)
+        listener = inherited_socket(os.environ, pid=os.getpid())
+        is_inherited = listener is not None
+        if listener is None:
+            listener = bind(settings.listen)
+    except (SettingsError, OSError) as error:
+        log.error("qwen_service: %s", error)
+        return 1
+    log.info("qwen_service: listening on %s", address_of(listener))
+    return asyncio.run(serve(settings, listener, is_inherited=is_inherited))
+
+
+def bind(address: tuple[str, int]) -> socket.socket:
+    host, port = address
+    try:
+        family, *_, resolved = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        return socket.create_server(resolved[:2], family=family, backlog=BACKLOG)
+    except OSError as error:
+        raise OSError(f"cannot listen on {host}:{port}: {error.strerror}") from error
+
+
+def address_of(listener: socket.socket) -> str:
+    name = listener.getsockname()
+    return f"{name[0]}:{name[1]}" if isinstance(name, tuple) else str(name)
+
+
+async def serve(settings: Settings, listener: socket.socket, *, is_inherited: bool) -> int:
+    notifier = Notifier(os.environ.get("NOTIFY_SOCKET"))
+    readiness = Readiness(notifier, model=settings.model_name)
+    engine = engines.make(settings)
+    watchdog = watchdog_seconds(os.environ, pid=os.getpid())
+    supervisor = Supervisor(settings, engine, readiness, watchdog_seconds=watchdog)
+    server = make_server(settings, create_app(settings, engine, readiness))
+    serving = asyncio.ensure_future(server.serve(sockets=[listener]))
+    broken = asyncio.ensure_future(supervisor.run())
+    asked = asyncio.ensure_future(signaled())
+    await asyncio.wait({serving, broken, asked}, return_when=asyncio.FIRST_COMPLETED)
+    if asked.done() and not broken.done():
+        if is_inherited:
+            # The socket stays open in systemd: new clients wait there for the next process.
+            server.stop_accepting()
+            await asyncio.sleep(GRACE_SECONDS)
+        await supervisor.drain()
+    server.should_exit = True
+    await serving
+    return 0 if asked.done() else 1
+
+
+def make_server(settings: Settings, app: object) -> Server:
+    return Server(
+        uvicorn.Config(
+            app,  # type: ignore[arg-type]
+            http="h11",
+            ws="none",
+            lifespan="off",
+            access_log=False,
+            log_config=None,
+            server_header=False,
+            backlog=BACKLOG,
+            timeout_keep_alive=KEEP_ALIVE_SECONDS,
+            timeout_graceful_shutdown=FLUSH_SECONDS,
+        )
+    )
+
+
+async def signaled() -> None:
+    loop = asyncio.get_running_loop()
+    asked = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, asked.set)
+    await asked.wait()
+
+
+if __name__ == "__main__":
+    code = main()
+    logging.shutdown()
+    # The inference thread may be deep in an import or a step: nothing waits for it.
+    os._exit(code)

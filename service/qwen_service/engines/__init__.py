@@ -1,0 +1,26 @@
+"""Which engine runs. The modules of this package are the only ones that import torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from qwen_service.engine import Engine, Loading, Report
+from qwen_service.inference import InferenceEngine, Model
+from qwen_service.settings import Settings
+
+
+def make(settings: Settings) -> Engine:
+    """Imports nothing heavy: HTTP must answer while torch is still being imported."""
+
+    def load(report: Callable[[Report], None]) -> Model:
+        report(Loading("importing torch"))
+        from qwen_service.engines import transformers
+
+        return transformers.load(settings, report)
+
+    return InferenceEngine(
+        load,
+        max_batch=settings.max_batch,
+        max_queue=settings.max_queue,
+        max_tokens_default=settings.max_tokens_default,
+    )

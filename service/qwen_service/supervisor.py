@@ -1,0 +1,152 @@
+"""The service's life: load, prove by a real completion, watch, drain.
+
+Knows neither HTTP nor how an engine computes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+
+import psutil
+
+from qwen_service.engine import (
+    Broken,
+    Chat,
+    Engine,
+    Event,
+    Failed,
+    Finished,
+    Generation,
+    Loaded,
+    Loading,
+    Report,
+    Sampling,
+    Stats,
+)
+from qwen_service.readiness import Readiness
+from qwen_service.settings import Settings
+
+log = logging.getLogger("qwen_service")
+
+PULSE_SECONDS = 1.0
+# How long a load may go without progress, told to systemd anew at each sign of progress.
+STALL_SECONDS = 90.0
+# A process that idles uses less of a CPU than this; one that loads, more.
+BUSY_SHARE = 0.2
+MEBIBYTE = 1024 * 1024
+
+
+class Supervisor:
+    def __init__(
+        self,
+        settings: Settings,
+        engine: Engine,
+        readiness: Readiness,
+        *,
+        watchdog_seconds: float | None,
+    ) -> None:
+        self._settings = settings
+        self._engine = engine
+        self._readiness = readiness
+        self._watched = watchdog_seconds is not None
+        self._pulse_seconds = min(PULSE_SECONDS, (watchdog_seconds or PULSE_SECONDS) / 4)
+        self._process = psutil.Process()
+        self._reports: asyncio.Queue[Report] = asyncio.Queue()
+
+    async def run(self) -> str:
+        """Serves until the engine breaks, and returns why it did."""
+        loop = asyncio.get_running_loop()
+
+        def report(news: Report) -> None:
+            with contextlib.suppress(RuntimeError):
+                # The loop may be closed by now: the process is going away.
+                loop.call_soon_threadsafe(self._reports.put_nowait, news)
+
+        self._engine.start(report)
+        pulse = asyncio.ensure_future(self._pulse())
+        try:
+            reason = await self._follow()
+        finally:
+            pulse.cancel()
+        self._readiness.failed(reason)
+        log.error("%s", reason)
+        return reason
+
+    async def _follow(self) -> str:
+        while True:
+            match await self._reports.get():
+                case Loading(step):
+                    self._readiness.loading(step)
+                case Loaded(facts):
+                    self._readiness.facts = facts
+                    self._readiness.loading("first completion")
+                    if failure := await self._prove():
+                        return f"the model does not answer: {failure}"
+                    self._readiness.ready()
+                    log.info("%s", self._line(self._engine.stats(), 0.0))
+                case Broken(reason):
+                    return reason
+
+    async def _prove(self) -> str | None:
+        """A completion through the very loop that serves requests; None when it came."""
+        loop = asyncio.get_running_loop()
+        done: asyncio.Future[Finished | Failed] = loop.create_future()
+
+        def deliver(event: Event) -> None:
+            if isinstance(event, Finished | Failed):
+                loop.call_soon_threadsafe(done.set_result, event)
+
+        prompt = Chat(({"role": "user", "content": "你好"},))
+        generation = Generation("first-completion", prompt, Sampling(max_tokens=4, temperature=0))
+        self._engine.submit(generation, deliver)
+        event = await done
+        return str(event.error) if isinstance(event, Failed) else None
+
+    async def _pulse(self) -> None:
+        last, last_work, last_time = self._engine.stats(), self._work(), time.monotonic()
+        while True:
+            await asyncio.sleep(self._pulse_seconds)
+            stats, work, now = self._engine.stats(), self._work(), time.monotonic()
+            if self._readiness.state in ("starting", "loading"):
+                if self._loads(last_work, work, now - last_time):
+                    self._readiness.needs_time(STALL_SECONDS)
+            else:
+                if self._watched and stats.ticks != last.ticks:
+                    self._readiness.is_alive()
+                rate = (stats.tokens - last.tokens) / (now - last_time)
+                self._readiness.describe(self._line(stats, rate))
+            last, last_work, last_time = stats, work, now
+
+    def _work(self) -> tuple[float, int]:
+        times = self._process.cpu_times()
+        return times.user + times.system, self._process.io_counters().read_bytes
+
+    def _loads(self, before: tuple[float, int], now: tuple[float, int], seconds: float) -> bool:
+        return now[0] - before[0] > BUSY_SHARE * seconds or now[1] > before[1]
+
+    def _line(self, stats: Stats, rate: float) -> str:
+        facts = self._readiness.facts
+        memory = stats.memory_bytes or self._process.memory_info().rss
+        verb = "Draining" if self._readiness.state == "draining" else "Serving"
+        return (
+            f"{verb} {self._settings.model_name} ({self._settings.release}) "
+            f"on {facts.device if facts else self._settings.device}: "
+            f"{stats.running} running, {stats.waiting} waiting, "
+            f"{rate:.1f} tokens/s, {memory // MEBIBYTE} MiB"
+        )
+
+    async def drain(self) -> None:
+        """Lets running requests end, as long as the settings allow, then ends the engine."""
+        self._readiness.draining(self._settings.drain_seconds)
+        self._engine.drain()
+        deadline = time.monotonic() + self._settings.drain_seconds
+        while self._is_busy() and time.monotonic() < deadline:
+            await asyncio.sleep(0.05)
+        self._engine.stop()
+
+    def _is_busy(self) -> bool:
+        stats = self._engine.stats()
+        return stats.running + stats.waiting > 0
