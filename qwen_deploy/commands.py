@@ -43,18 +43,24 @@ def as_root(argv: Sequence[str], *, with_password: bool) -> list[str]:
     return ["env", "LC_ALL=C", "sh", "-c", _AS_ROOT, "sh", "yes" if with_password else "no", *argv]
 
 
+_DENIALS = ("is not in the sudoers file", "may not run sudo", "is not allowed to execute")
+
+
 def sudo_refusal(exit_status: int, stderr: str) -> str | None:
     """Why sudo did not run the program, in words that end a sentence about the host."""
     if exit_status == NO_SUDO:
         return "is not root and the host has no sudo"
     if exit_status == NEEDS_PASSWORD:
         return "needs a password for sudo"
-    if "is not in the sudoers file" in stderr or "may not run sudo" in stderr:
+    # A host that does not know its own name says so before anything else, and runs the program.
+    warning = "sudo: unable to resolve host"
+    said = [line for line in stderr.splitlines() if line and not line.startswith(warning)]
+    if any(denial in stderr for denial in _DENIALS):
         return "may not use sudo"
     if "incorrect password attempt" in stderr or "no password was provided" in stderr:
         return "gave a wrong sudo password"
-    if stderr.startswith("sudo: "):
-        return f"cannot use sudo ({stderr.strip().splitlines()[0]})"
+    if exit_status == 1 and said and said[0].startswith("sudo: "):
+        return f"cannot use sudo ({said[0]})"
     return None
 
 
@@ -133,6 +139,11 @@ def start_transfer(port: int, state_dir: str) -> list[str]:
 def stop_transfer() -> list[str]:
     forget = 'systemctl stop "$1" 2>/dev/null; rm -rf "$2"'
     return ["sh", "-c", forget, "sh", TRANSFER_UNIT, TRANSFER_DIR]
+
+
+def forget_runs() -> list[str]:
+    """Removes what Ansible leaves in the login user's home (ansible.cfg, remote_tmp)."""
+    return ["sh", "-c", 'rm -rf "$HOME/.qwen-deploy"']
 
 
 def remove_lock() -> list[str]:

@@ -7,15 +7,18 @@ state and no network.
 
 from __future__ import annotations
 
+import ipaddress
 import textwrap
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from qwen_deploy.errors import UsageError
+from qwen_deploy.inventory import parse_host
+from qwen_deploy.manifest import MODEL_PATTERN
 
 DEFAULT_PATH = Path("qwen-deploy.yml")
 
@@ -28,7 +31,25 @@ PIP_MIRRORS = {
     "ustc": "https://mirrors.ustc.edu.cn/pypi/simple",
 }
 
+
+def _host(text: str) -> str:
+    try:
+        parse_host(text)
+    except UsageError as error:
+        raise ValueError("should be [user@]address[:port]") from error
+    return text
+
+
+def _address(text: str) -> str:
+    # systemd.socket(5) takes no names, and an interface only after the port.
+    try:
+        return str(ipaddress.ip_address(text if "%" not in text else ""))
+    except ValueError as error:
+        raise ValueError("should be an IPv4 or IPv6 address") from error
+
+
 Text = Annotated[str, Field(min_length=1, pattern=r"^[^\x00-\x1f]+$")]
+HostText = Annotated[str, AfterValidator(_host)]
 Positive = Annotated[int, Field(gt=0)]
 
 
@@ -43,19 +64,19 @@ class Model(Section):
         "*.safetensors. Only safetensors is loaded.",
         examples=["./Qwen2.5-7B-Instruct"],
     )
-    name: Text = Field(
+    name: str = Field(
         "Qwen/Qwen2.5-7B-Instruct",
         description="Name under which clients ask for the model.",
-        pattern=r"^[\w.-]+(/[\w.-]+)?$",
+        pattern=rf"^{MODEL_PATTERN.pattern}$",
     )
-    aliases: tuple[Text, ...] = Field(
+    aliases: tuple[Annotated[str, Field(pattern=r"^[^\s,]+$")], ...] = Field(
         ("gpt-3.5-turbo",),
         description="Further names that mean the same model, for clients with a fixed name.",
     )
 
 
 class Service(Section):
-    address: Text = Field(
+    address: Annotated[str, AfterValidator(_address)] = Field(
         "0.0.0.0",
         description="Address to listen on. 127.0.0.1 serves the host itself and SSH tunnels only.",
     )
@@ -142,7 +163,7 @@ class Ssh(Section):
     config_file: Path | None = Field(
         None, description="SSH client configuration instead of ~/.ssh/config.", examples=["./ssh"]
     )
-    jump: Text | None = Field(
+    jump: HostText | None = Field(
         None,
         description="Jump host, as `ssh -J` takes it; ProxyJump of the SSH configuration works.",
         examples=["ops@bastion:22"],
@@ -156,7 +177,7 @@ class Ssh(Section):
 
 
 class Deployment(Section):
-    hosts: tuple[Text, ...] = Field(
+    hosts: tuple[HostText, ...] = Field(
         (),
         description="Hosts to deploy to, as [user@]address[:port]; the first is changed first.",
         examples=[["root@192.168.110.131"]],
@@ -226,6 +247,7 @@ _EXPECTED = {
     "bool_type": "should be true or false",
     "extra_forbidden": "is not a key",
     "int_type": "should be a whole number",
+    "invalid_key": "is not a key",
     "is_instance_of": "should be a path",
     "literal_error": "should be {expected}",
     "greater_than": "should be greater than {gt}",

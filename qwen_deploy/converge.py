@@ -21,6 +21,8 @@ from qwen_deploy import bundle
 from qwen_deploy.events import Event, TaskDone, TaskOutcome, TaskStarted
 from qwen_deploy.inventory import Host
 
+# Root's, and gone after a reboot like the jobs themselves.
+ASYNC_DIR = "/run/qwen-deploy-async"
 Status = Literal["done", "failed", "unreachable", "canceled"]
 
 _OUTCOMES: Mapping[str, TaskOutcome] = {
@@ -147,6 +149,7 @@ class Converge:
         return {
             "ansible_host": target.host.address,
             "ansible_python_interpreter": "/usr/bin/python3",
+            "ansible_async_dir": ASYNC_DIR,
             "ansible_ssh_common_args": target.ssh_arguments,
             **{key: value for key, value in optional.items() if value is not None},
         }

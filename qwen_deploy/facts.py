@@ -152,5 +152,11 @@ def _answer(raw: Mapping[str, Any]) -> Answer:
         release=ready.get("release"),
         reason=str(ready.get("reason") or ready.get("status") or ""),
         completion_ok=completion["ok"] if completion else None,
-        completion_error=str(completion["error"] or "") if completion else "",
+        completion_error=_said(completion["error"]) if completion else "",
     )
+
+
+def _said(error: Any) -> str:
+    """The message of an error in OpenAI's envelope, or whatever came instead of one."""
+    inner = error.get("error") if isinstance(error, dict) else None
+    return str((inner.get("message") if isinstance(inner, dict) else error) or "")

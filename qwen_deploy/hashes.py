@@ -7,7 +7,6 @@ import contextlib
 import hashlib
 import json
 import os
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -139,8 +138,8 @@ def _save(path: Path, fresh: _Known) -> None:
         for name, entry in _load(path).items()
         if os.path.dirname(name) not in folders or os.path.exists(name)
     }
+    beside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file:
-            json.dump({"schema": SCHEMA, "files": kept | fresh}, file)
-        os.replace(file.name, path)
+        beside.write_text(json.dumps({"schema": SCHEMA, "files": kept | fresh}), encoding="utf-8")
+        os.replace(beside, path)

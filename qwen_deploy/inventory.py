@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import ipaddress
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 from qwen_deploy.errors import UsageError
 
+# Nothing begins with a dash: `ssh` would take it for an option.
+_WORD = r"[^@\s:\[\]-][^@\s:\[\]]*"
 _HOST = re.compile(
-    r"(?:(?P<user>[^@\s:]+)@)?(?:\[(?P<v6>[0-9A-Fa-f:.%\w]+)\]|(?P<name>[^@\s:\[\]]+))(?::(?P<port>\d+))?"
+    rf"(?:(?P<user>{_WORD})@)?"
+    rf"(?:(?P<bare>[^@\s\[\]]*:[^@\s\[\]]*:[^@\s\[\]]*)"
+    rf"|(?:\[(?P<v6>[^@\s\[\]]+)\]|(?P<name>{_WORD}))(?::(?P<port>[0-9]{{1,5}}))?)"
 )
 
 
@@ -28,19 +33,25 @@ class Host:
 
 def parse_host(text: str) -> Host:
     """`[user@]address[:port]`; an IPv6 address with a port stands in brackets."""
-    if text.count(":") > 1 and "[" not in text:
-        user, _, address = text.rpartition("@")
-        return Host(name=address, address=address, user=user or None)
     match = _HOST.fullmatch(text)
     port = int(match["port"]) if match and match["port"] else None
-    if not match or text.startswith("-") or (port is not None and not 0 < port < 65536):
+    v6 = match and (match["v6"] or match["bare"])
+    if not match or (v6 and not _is_ipv6(v6)) or (port is not None and not 0 < port < 65536):
         raise UsageError(
             f"`{text}` is not a host: should be [user@]address[:port]",
             hint="qwen-deploy up --host root@192.168.110.131:22",
         )
-    address = match["v6"] or match["name"]
+    address = v6 or match["name"]
     name = f"{address}:{port}" if port else address
     return Host(name=name, address=address, user=match["user"], port=port)
+
+
+def _is_ipv6(text: str) -> bool:
+    try:
+        ipaddress.IPv6Address(text)
+    except ValueError:
+        return False
+    return True
 
 
 def parse_hosts(texts: Iterable[str]) -> tuple[Host, ...]:

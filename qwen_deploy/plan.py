@@ -42,7 +42,7 @@ def make(host: str, facts: Facts, release: Release, wanted: dict[str, str]) -> P
         transfer = release.manifest.total_bytes
     must_restart = _must_restart(facts)
     steps = (
-        *_host_steps(facts, differing),
+        *_host_steps(facts, tuple(path for path in differing if wanted[path] == "directory")),
         *_runtime_steps(release, differing),
         *((Step("weights", f"send {_megabytes(transfer)}"),) if transfer else ()),
         *_service_steps(facts, release, differing),
@@ -59,14 +59,11 @@ def make(host: str, facts: Facts, release: Release, wanted: dict[str, str]) -> P
     )
 
 
-def _host_steps(facts: Facts, differing: tuple[str, ...]) -> tuple[Step, ...]:
+def _host_steps(facts: Facts, directories: tuple[str, ...]) -> tuple[Step, ...]:
     missing = [name for name, is_there in facts.packages.items() if not is_there]
-    drifted = [
-        path for path in differing if path.startswith(("/etc/sysusers.d", "/etc/tmpfiles.d"))
-    ]
     return (
         *((Step("host", f"install {', '.join(missing)}"),) if missing else ()),
-        *((Step("host", "create the system user and directories"),) if drifted else ()),
+        *((Step("host", "create the system user and directories"),) if directories else ()),
     )
 
 
@@ -88,19 +85,24 @@ def _service_steps(facts: Facts, release: Release, differing: tuple[str, ...]) -
 
 
 def _must_restart(facts: Facts) -> bool:
-    """The unit should run and does not, or runs and does not answer."""
+    """The unit should run the current release and does not, or does not answer."""
     if facts.current is None:
         return False
     socket = facts.units.get("qwen.socket", {})
     is_up = facts.unit_state == "active" and socket.get("ActiveState") == "active"
     is_enabled = facts.unit.get("UnitFileState") == "enabled"
-    is_ready = facts.answer is not None and facts.answer.is_ready
+    answer = facts.answer
+    # An `up` that was killed may have left an older release running.
+    is_ready = answer is not None and answer.is_ready and answer.release == facts.current
     return not (is_up and is_enabled and is_ready and facts.unit.get("NeedDaemonReload") == "no")
 
 
 def _unit_summary(facts: Facts) -> str:
-    if facts.unit_state == "active" and facts.answer and not facts.answer.is_ready:
-        return f"restart: {facts.answer.reason or facts.answer.completion_error or 'not ready'}"
+    answer = facts.answer
+    if facts.unit_state == "active" and answer and not answer.is_ready:
+        return f"restart: {answer.completion_error or answer.reason or 'not ready'}"
+    if facts.unit_state == "active" and answer and answer.release != facts.current:
+        return f"restart: it still serves {answer.release}"
     return f"start: it is {facts.unit_state}"
 
 

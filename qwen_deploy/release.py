@@ -10,9 +10,9 @@ import hashlib
 import io
 import json
 import tarfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from qwen_deploy import bundle
 from qwen_deploy.config import Deployment
@@ -58,50 +58,68 @@ class Release:
         for name, path in INSTALLED.items():
             files[path] = self.files[name]
         digests = {path: sha256(data) for path, data in files.items()}
-        links = {
-            f"{self.directory}/venv": self.venv_dir,
-            f"{self.directory}/model": self.model_dir,
-            f"{ROOT}/current": self.directory,
-        }
+        links = {f"{self.directory}/{name}": target for name, target in self.links.items()}
+        links[f"{ROOT}/current"] = self.directory
         return {
             **digests,
             **{path: f"-> {target}" for path, target in links.items()},
             f"{self.venv_dir}/.complete": sha256(sha256(self.lock).encode()),
         }
 
+    @property
+    def links(self) -> dict[str, str]:
+        """What the release shares with others."""
+        return {"venv": self.venv_dir, "model": self.model_dir}
+
     def pack(self) -> bytes:
-        """A tar.gz whose bytes depend on the content alone."""
+        """A tar.gz of the release directory, whose bytes depend on the content alone."""
         buffer = io.BytesIO()
         with (
             gzip.GzipFile(fileobj=buffer, mode="wb", mtime=0) as compressed,
             tarfile.open(fileobj=compressed, mode="w", format=tarfile.USTAR_FORMAT) as archive,
         ):
+            # Named one by one, so that no umask of the host decides who may read them.
+            for directory in sorted({str(parent) for parent in self._parents()}):
+                archive.addfile(_member(directory, tarfile.DIRTYPE, 0o755))
             for path, data in sorted(self.files.items()):
-                member = tarfile.TarInfo(path)
+                member = _member(f"{self.id}/{path}", tarfile.REGTYPE, 0o644)
                 member.size = len(data)
-                member.mode = 0o644
                 archive.addfile(member, io.BytesIO(data))
+            for name, target in sorted(self.links.items()):
+                member = _member(f"{self.id}/{name}", tarfile.SYMTYPE, 0o777)
+                member.linkname = target
+                archive.addfile(member)
         return buffer.getvalue()
+
+    def _parents(self) -> Iterator[PurePosixPath]:
+        for path in self.files:
+            yield from (PurePosixPath(self.id) / path).parents[:-1]
+
+
+def _member(name: str, kind: bytes, mode: int) -> tarfile.TarInfo:
+    member = tarfile.TarInfo(name)
+    member.type = kind
+    member.mode = mode
+    return member
 
 
 PIP_CONF = f"{STATE}/.config/pip/pip.conf"
 # Files of a release that take effect from another place on the host.
 INSTALLED = {
-    "qwen.service": "/etc/systemd/system/qwen.service",
-    "qwen.socket": "/etc/systemd/system/qwen.socket",
-    "listen.conf": "/etc/systemd/system/qwen.socket.d/listen.conf",
+    f"units/{name}": f"/etc/systemd/system/{name}"
+    for name in ("qwen.service", "qwen.socket", "qwen.socket.d/listen.conf")
 }
 
 
 def make(deployment: Deployment, manifest: Manifest, accelerator: str) -> Release:
     lock = bundle.lock_path(ENGINE, accelerator).read_bytes()
+    units = bundle.systemd_dir()
     files = {
         **_service_files(),
         **{
-            name: (bundle.systemd_dir() / name).read_bytes()
-            for name in ("qwen.service", "qwen.socket")
+            f"units/{name}": (units / name).read_bytes() for name in ("qwen.service", "qwen.socket")
         },
-        "listen.conf": _listen(deployment),
+        "units/qwen.socket.d/listen.conf": _listen(deployment),
     }
     settings = environment(deployment, manifest)
     content = {

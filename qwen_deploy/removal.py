@@ -7,6 +7,7 @@ import time
 
 from qwen_deploy import commands, steps
 from qwen_deploy import facts as host_facts
+from qwen_deploy.converge import ASYNC_DIR
 from qwen_deploy.errors import NeedsAttention, Unreachable
 from qwen_deploy.events import HostFinished
 from qwen_deploy.facts import Facts
@@ -16,12 +17,14 @@ from qwen_deploy.remote import Session
 from qwen_deploy.steps import Run
 
 PACKAGES_RECORD = f"{STATE}/packages.json"
-SERVICE_PATHS = (*INSTALLED.values(), "/etc/systemd/system/qwen.socket.d", ROOT, "/var/cache/qwen")
-PURGED_PATHS = (
-    "/etc/qwen-deploy",
-    STATE,
-    commands.TRANSFER_DIR,
+SERVICE_PATHS = (
+    *INSTALLED.values(),
+    "/etc/systemd/system/qwen.socket.d",
+    "/var/cache/qwen",
+    ROOT,
+    ASYNC_DIR,
 )
+PURGED_PATHS = ("/etc/qwen-deploy", STATE, commands.TRANSFER_DIR)
 
 
 def down(session: Session, run: Run, *, purge: bool) -> HostFinished:
@@ -49,6 +52,7 @@ def down(session: Session, run: Run, *, purge: bool) -> HostFinished:
         finished = HostFinished(host, "changed", None, facts.current, done.changed, seconds)
         if not purge:
             steps.record(session, run, "down", finished)
+    session.run(commands.forget_runs())
     if purge:
         session.run(commands.remove_lock(), root=True)
     return finished

@@ -121,7 +121,7 @@ def _restore(prospect: Prospect, run: Run) -> tuple[Outcome, str, str | None]:
         return "needs attention", f"{host} serves nothing: no earlier release was proven", None
     # Who interrupts the way forward still wants the way back.
     patient = replace(run, is_interrupted=lambda: False)
-    steps.activate(session, previous, patient)
+    steps.activate(session, previous, facts, patient)
     back = steps.prove(session, previous, patient, RETURN_SECONDS)
     if not back.is_ready:
         return "needs attention", f"{host}: {previous} is not ready either: {back.reason}", None
@@ -181,7 +181,7 @@ def rollback(session: Session, run: Run, to: str | None) -> HostFinished:
                 session,
                 hint=f"other releases on {host}: {listed}",
             )
-        done = steps.activate(session, target, run)
+        done = steps.activate(session, target, facts, run)
         return _prove_change(session, run, "rollback", target, facts.current, done, started)
 
 

@@ -88,6 +88,8 @@ class _Server(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), _Handler)
 
     def process_request(self, request: Any, client_address: Any) -> None:
+        # The reader is the tunnel on this machine: more in between is lost when that ends.
+        request.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BYTES)
         with self._lock:
             self._open.add(request)
         super().process_request(request, client_address)

@@ -16,6 +16,7 @@ from qwen_deploy.config import Deployment
 from qwen_deploy.converge import Converged
 from qwen_deploy.errors import LockHeld, QwenDeployError
 from qwen_deploy.events import Event, HostFinished, ProbeTried, StageFinished, StageStarted
+from qwen_deploy.facts import Facts
 from qwen_deploy.prospect import EVIDENCE_LINES, Prospect, Wanted, ask, untouched
 from qwen_deploy.remote import Session
 
@@ -102,6 +103,7 @@ def _transfer(prospect: Prospect, wanted: Wanted, run: Run) -> Iterator[weights.
 def _variables(prospect: Prospect, wanted: Wanted) -> dict[str, Any]:
     chosen, pip = prospect.release, wanted.deployment.pip
     return {
+        "qwen_stages": sorted({step.stage for step in prospect.plan.steps}),
         "qwen_host_files_dir": str(bundle.systemd_dir()),
         "qwen_runtime_venv_id": chosen.venv_id,
         "qwen_runtime_uv": str(bundle.uv_path()),
@@ -117,12 +119,17 @@ def _variables(prospect: Prospect, wanted: Wanted) -> dict[str, Any]:
         "qwen_model_status": commands.TRANSFER_STATUS,
         "qwen_service_release": chosen.id,
         "qwen_service_archive": "{run}/release.tar.gz",
-        "qwen_service_venv_dir": chosen.venv_dir,
-        "qwen_service_model_dir": chosen.model_dir,
+        "qwen_service_port_changes": _port_changes(prospect),
         "qwen_service_key_files": _key_variables(prospect.key_files),
         "qwen_service_restart": prospect.plan.must_restart,
         "qwen_service_expired": list(prospect.plan.expired),
     }
+
+
+def _port_changes(prospect: Prospect) -> bool:
+    path = "/etc/systemd/system/qwen.socket.d/listen.conf"
+    there = prospect.facts.digests.get(path)
+    return there is not None and there != prospect.release.managed[path]
 
 
 def _files(prospect: Prospect, deployment: Deployment) -> dict[str, bytes]:
@@ -161,10 +168,15 @@ def prove(session: Session, wanted_release: str, run: Run, seconds: float) -> pr
         )
 
 
-def activate(session: Session, release_id: str, run: Run) -> Converged:
+def activate(session: Session, release_id: str, facts: Facts, run: Run) -> Converged:
     """Makes a release that lies on the host current again, and restarts the unit."""
+    listen = {str(one["id"]): one.get("listen") for one in facts.releases}
+    variables = {
+        "qwen_service_release": release_id,
+        "qwen_service_restart": True,
+        "qwen_service_port_changes": listen.get(release_id) != listen.get(facts.current or ""),
+    }
     with stage(run, session.host.name, "rollback"):
-        variables = {"qwen_service_release": release_id, "qwen_service_restart": True}
         return run.converge.apply("rollback.yml", variables)
 
 

@@ -118,6 +118,7 @@ def main() -> None:
         wanted = hashlib.sha256(file.read()).hexdigest()
     marker = os.path.join(path, ".complete")
     started = time.monotonic()
+    os.umask(0o022)  # the system user must be able to read it, whatever root's default is
     if read(marker) == wanted:
         module.exit_json(changed=False, seconds=0.0)
     if module.check_mode:

@@ -156,11 +156,18 @@ def _refused(response: httpx.Response, endpoint: Endpoint) -> AnswerFailed:
                 f"the service has no `{endpoint.model}` at `{endpoint.url}`: {said}"
             )
         case 429:
-            return AnswerFailed(f"the service is full: {said}", hint=_later(response))
+            return AnswerFailed(_prefixed("the service is busy: ", said), hint=_later(response))
         case 503:
-            return AnswerFailed(f"the service is not ready: {said}", hint=_later(response))
+            return AnswerFailed(
+                _prefixed("the service is not ready: ", said), hint=_later(response)
+            )
         case status:
             return AnswerFailed(f"the service answered {status}: {said}", hint=ASK_AGAIN)
+
+
+def _prefixed(prefix: str, said: str) -> str:
+    """Our own service begins with the same words; what stands before another may not."""
+    return f"{prefix}{said.removeprefix(prefix)}"
 
 
 def _later(response: httpx.Response) -> str:

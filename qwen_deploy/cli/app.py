@@ -12,12 +12,11 @@ import typer
 
 from qwen_deploy.cli import change, interact, observe
 from qwen_deploy.cli.output import Output
-from qwen_deploy.errors import QwenDeployError
+from qwen_deploy.errors import QwenDeployError, UsageError
 
 app = typer.Typer(
     name="qwen-deploy",
     help="From a bare Linux host that answers SSH to a proven, OpenAI-compatible Qwen service.",
-    no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,  # rich would double the time that --help takes
@@ -46,22 +45,14 @@ def root(
 
 def run(argv: Sequence[str]) -> int:
     """Runs one command line; returns its exit code (see errors.py)."""
-    import click
-
     try:
-        code = app(list(argv), standalone_mode=False)
-    except click.exceptions.Abort:
+        code = app(list(argv) or ["--help"], prog_name=app.info.name, standalone_mode=False)
+    except typer.Abort:
         return _interrupted()
-    except click.exceptions.Exit as error:
-        return error.exit_code
-    except click.ClickException as error:
-        error.show()
-        return 2
+    except typer.TyperException as error:
+        return _failed(_usage(error))
     except QwenDeployError as error:
-        Output.current().error(error)
-        return error.exit_code
-    except KeyboardInterrupt:
-        return _interrupted()
+        return _failed(error)
     except BrokenPipeError:
         # Whoever read our output has seen enough (python docs, signal: "Note on SIGPIPE").
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -69,6 +60,18 @@ def run(argv: Sequence[str]) -> int:
     except Exception as error:
         return _bug(error)
     return code if isinstance(code, int) else 0
+
+
+def _failed(error: QwenDeployError) -> int:
+    Output.current().error(error)
+    return error.exit_code
+
+
+def _usage(error: typer.TyperException) -> UsageError:
+    context = getattr(error, "ctx", None)
+    command = context.command_path if context else "qwen-deploy"
+    message = error.format_message().rstrip(".")
+    return UsageError(message[:1].lower() + message[1:], hint=f"{command} --help")
 
 
 def _interrupted() -> int:

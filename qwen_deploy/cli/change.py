@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from qwen_deploy.cli.options import Common, all_or_error, command, open_sessions
+from qwen_deploy.cli.options import Common, add, all_or_error, command, open_sessions
 from qwen_deploy.errors import QwenDeployError, UsageError, gravest
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ Change = Callable[["Session", "Run"], "HostFinished"]
 
 
 def register(app: typer.Typer) -> None:
-    app.command("init")(init)
+    add(app, "init", init)
     command(app, "up")(up)
     command(app, "restart")(restart)
     command(app, "rollback")(rollback)

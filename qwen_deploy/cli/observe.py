@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from qwen_deploy.cli.options import Common, command
+from qwen_deploy.cli.options import Common, add, command
 from qwen_deploy.errors import NeedsAttention, QwenDeployError, gravest
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ def register(app: typer.Typer) -> None:
     command(app, "status")(status)
     command(app, "releases")(releases)
     command(app, "history")(history)
-    app.command("docs")(docs)
+    add(app, "docs", docs)
 
 
 def status(common: Common) -> int:

@@ -186,6 +186,12 @@ def command(app: typer.Typer, name: str) -> Callable[[Callable[..., int | None]]
         )
         call.__annotations__ = {one.name: one.annotation for one in (*own, *shared)}
         del call.__wrapped__
-        app.command(name)(call)
+        add(app, name, call)
 
     return register
+
+
+def add(app: typer.Typer, name: str, function: Callable[..., int | None]) -> None:
+    """Its docstring's first paragraph is the help; the rest, examples, ends the help's page."""
+    purpose, _, examples = (inspect.getdoc(function) or "").partition("\n\n")
+    app.command(name, help=purpose, epilog=examples)(function)

@@ -39,7 +39,6 @@ def create_app(settings: Settings, engine: Engine, readiness: Readiness) -> Fast
         version=__version__,
         docs_url=None,
         redoc_url=None,
-        max_body_size=settings.max_body_bytes,
     )
     _add_state_routes(app, settings, readiness)
     _add_model_routes(app, settings)
@@ -117,7 +116,7 @@ def _require_model(settings: Settings, name: str) -> None:
 
 
 def _add_chat_route(app: FastAPI, settings: Settings, engine: Engine) -> None:
-    @app.post("/v1/chat/completions", response_model=None)
+    @app.post("/v1/chat/completions", response_model=None, max_body_size=settings.max_body_bytes)
     async def chat_completions(body: ChatRequest, request: Request) -> Response:
         _require_model(settings, body.model)
         identity = f"chatcmpl-{uuid.uuid4().hex}"

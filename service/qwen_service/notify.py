@@ -5,6 +5,7 @@ sd_notify(3) and sd_listen_fds(3) in plain Python. Knows nothing of the service'
 
 from __future__ import annotations
 
+import contextlib
 import socket
 from collections.abc import Mapping
 
@@ -16,19 +17,18 @@ class Notifier:
 
     def __init__(self, address: str | None) -> None:
         # A leading @ stands for the abstract namespace.
-        self._address = address and address.replace("@", "\0", 1)
-        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
-        self._socket.setblocking(False)
+        self._address = "\0" + address[1:] if address and address[0] == "@" else address
 
     def send(self, **assignments: str | int) -> None:
         if not self._address:
             return
         lines = (f"{name}={_one_line(value)}" for name, value in assignments.items())
-        try:
-            self._socket.sendto("\n".join(lines).encode(), self._address)
-        except OSError:
+        message = "\n".join(lines).encode()
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sender:
+            sender.setblocking(False)
             # systemd may be restarting or its queue full; the next message follows in a second.
-            return
+            with contextlib.suppress(OSError):
+                sender.sendto(message, self._address)
 
 
 def _one_line(value: str | int) -> str:

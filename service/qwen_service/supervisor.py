@@ -72,7 +72,7 @@ class Supervisor:
         finally:
             pulse.cancel()
         self._readiness.failed(reason)
-        log.error("%s", reason)
+        log.error("qwen_service: %s", reason)
         return reason
 
     async def _follow(self) -> str:
@@ -86,7 +86,7 @@ class Supervisor:
                     if failure := await self._prove():
                         return f"the model does not answer: {failure}"
                     self._readiness.ready()
-                    log.info("%s", self._line(self._engine.stats(), 0.0))
+                    log.info("qwen_service: %s", self._line(self._engine.stats(), 0.0))
                 case Broken(reason):
                     return reason
 

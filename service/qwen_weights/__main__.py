@@ -92,7 +92,9 @@ def _verify(arguments: argparse.Namespace) -> None:
     for problem in found:
         print(problem)
     if found:
-        raise ChecksumMismatch(f"{arguments.directory}: {len(found)} of its files are not as proven")
+        raise ChecksumMismatch(
+            f"{arguments.directory}: {len(found)} of its files are not as proven"
+        )
     print(
         f"{len(manifest.artifacts)} artifacts, {in_units(manifest.total_bytes)}: "
         f"{'names and sizes' if arguments.quick else 'every byte'} as in the manifest"
@@ -149,7 +151,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     pull = commands.add_parser("pull", help="bring a revision onto this host, or continue to")
     pull.add_argument("--manifest", type=Path, required=True)
-    pull.add_argument("--root", type=Path, required=True)
+    pull.add_argument("--root", type=_absolute, required=True)
     pull.add_argument("--status", type=Path, required=True, help="written every half second")
     pull.add_argument("--source", required=True, metavar="URL")
     pull.add_argument("--token-file", type=Path)
@@ -170,6 +172,10 @@ def _parser() -> argparse.ArgumentParser:
     attach.add_argument("--grace", type=float, default=10, metavar="SECONDS")
     attach.set_defaults(run=_wait)
     return parser
+
+
+def _absolute(text: str) -> Path:
+    return Path(text).absolute()
 
 
 def _count(text: str) -> int:

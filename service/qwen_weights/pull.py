@@ -7,7 +7,7 @@ import os
 import threading
 from collections.abc import Iterator
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +20,8 @@ from .progress import Progress
 from .sources import Source
 from .store import Store
 from .verify import sha256_of
+
+_LOOKS_FOR_COPIES = 3
 
 
 @dataclass(frozen=True)
@@ -94,14 +96,12 @@ class Transfer:
 
     def _obtain_one(self, artifact: Artifact) -> None:
         with self._partial(artifact) as (path, partial):
-            copy = self._proven_copy(artifact)
-            if copy is None:
-                self._fetcher.complete(artifact, partial)
-                self._store.place(path, self._manifest, artifact)
-            else:
-                self._store.place(copy, self._manifest, artifact)
+            if self._link_copy(artifact):
                 self._progress.kept(artifact.size)
                 path.unlink()
+            else:
+                self._fetcher.complete(artifact, partial)
+                self._store.place(path, self._manifest, artifact)
         self._progress.files(1)
 
     @contextmanager
@@ -114,11 +114,16 @@ class Transfer:
         finally:
             os.close(descriptor)
 
-    def _proven_copy(self, artifact: Artifact) -> Path | None:
-        for copy in self._store.copies(artifact):
-            if sha256_of(copy, self._fetcher.keep_going) == artifact.sha256:
-                return copy
-        return None
+    def _link_copy(self, artifact: Artifact) -> bool:
+        """A copy may move while it is read, when another transfer shows its revision."""
+        for _ in range(_LOOKS_FOR_COPIES):
+            with suppress(FileNotFoundError):
+                for copy in self._store.copies(artifact):
+                    if sha256_of(copy, self._fetcher.keep_going) == artifact.sha256:
+                        self._store.place(copy, self._manifest, artifact)
+                        return True
+                return False
+        return False
 
 
 def _raise_first(ended: set[Future[None]]) -> None:

@@ -15,6 +15,7 @@ from . import manifest as manifests
 from .errors import BadManifest, Changed, DiskFull, HostRefused, in_units
 from .locks import open_locked
 from .manifest import Artifact, Manifest
+from .verify import has_all, is_file_of_size
 
 
 class Store:
@@ -54,19 +55,16 @@ class Store:
             raise Changed(
                 f"{final} already holds other artifacts under the revision {manifest.revision}"
             )
-        return there is not None and all(
-            is_file_of_size(final / artifact.path, artifact.size) for artifact in manifest.artifacts
-        )
+        return there is not None and has_all(final, manifest)
 
     def stage(self, manifest: Manifest) -> None:
         """Prepares the folder that becomes the revision; what it proved before stays."""
         staging = self.staging_dir(manifest)
         there = recorded(staging)
-        if staging.exists() and (there is None or there.artifacts != manifest.artifacts):
-            shutil.rmtree(staging)
-        make_dirs(self.partial_dir)
-        make_dirs(staging)
-        if there is None or not staging.joinpath(manifests.NAME).exists():
+        if there is None or there.artifacts != manifest.artifacts:
+            if staging.exists():
+                shutil.rmtree(staging)
+            make_dirs(staging)
             write_durably(staging / manifests.NAME, manifest.to_json())
 
     def is_staged(self, manifest: Manifest, artifact: Artifact) -> bool:
@@ -138,14 +136,6 @@ def recorded(directory: Path) -> Manifest | None:
         return manifests.parse(directory.joinpath(manifests.NAME).read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError, UnicodeDecodeError, BadManifest):
         return None
-
-
-def is_file_of_size(path: Path, size: int) -> bool:
-    try:
-        status = path.lstat()
-    except (FileNotFoundError, NotADirectoryError):
-        return False
-    return (status.st_mode & 0o170000) == 0o100000 and status.st_size == size
 
 
 def free_bytes(path: Path) -> int:

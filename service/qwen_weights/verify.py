@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import stat
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -64,16 +65,25 @@ def cores() -> int:
     return len(os.sched_getaffinity(0))
 
 
-def is_file(path: Path) -> bool:
+def has_all(directory: Path, manifest: Manifest) -> bool:
+    """By names and sizes: a folder gets its final name only after every byte was proven."""
+    return all(is_file_of_size(directory / a.path, a.size) for a in manifest.artifacts)
+
+
+def is_file_of_size(path: Path, size: int) -> bool:
     """A regular file itself: a link could lead anywhere tomorrow."""
-    return path.is_file() and not path.is_symlink()
+    try:
+        status = path.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return stat.S_ISREG(status.st_mode) and status.st_size == size
 
 
 def _judge(directory: Path, artifact: Artifact, *, quick: bool) -> Problem | None:
     path = directory / artifact.path
     if not os.path.lexists(path):
         return Problem(artifact.path, "is missing")
-    if not is_file(path):
+    if path.is_symlink() or not path.is_file():
         return Problem(artifact.path, "is not a regular file")
     try:
         size = path.stat().st_size

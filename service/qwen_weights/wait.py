@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import BadManifest, DeadlinePassed, Missing, TransferDied, WeightsError
-from .verify import load, problems
+from .verify import has_all, load
 
 _POLL_SECONDS = 0.2
 
@@ -45,12 +45,10 @@ def wait(
 
 
 def is_whole(directory: Path) -> bool:
-    """The folder has its name only when it was proven, so that names and sizes will do."""
     try:
-        found = problems(directory, load(directory), quick=True, jobs=1)
+        return has_all(directory, load(directory))
     except (Missing, BadManifest):
         return False
-    return all(problem.what == "is not in the manifest" for problem in found)
 
 
 def read_status(path: Path) -> dict[str, Any]:

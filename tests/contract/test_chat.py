@@ -39,6 +39,7 @@ REFUSALS: dict[str, tuple[int, dict[str, str], object]] = {
     "429": (429, {"Retry-After": "3"}, {"error": {"message": "queue is full"}}),
     "500": (500, {}, "<h1>\nOops\n</h1>"),
     "503": (503, {"Retry-After": "7"}, {"error": {"message": "loading weights"}}),
+    "ours": (503, {}, {"error": {"message": "the service is not ready: stopping"}}),
 }
 
 
@@ -239,7 +240,7 @@ def test_quit_ends_before_the_rest_of_the_input(server: FakeServer) -> None:
         ("404", "error: the service has no `Qwen/Qwen-Tiny` at `URL`: no such model\n"),
         (
             "429",
-            "error: the service is full: queue is full\n"
+            "error: the service is busy: queue is full\n"
             "hint: `:retry` asks again; wait 3 s before it\n",
         ),
         (
@@ -251,6 +252,7 @@ def test_quit_ends_before_the_rest_of_the_input(server: FakeServer) -> None:
             "error: the service is not ready: loading weights\n"
             "hint: `:retry` asks again; wait 7 s before it\n",
         ),
+        ("ours", "error: the service is not ready: stopping\nhint: `:retry` asks again\n"),
         ("nothing", "(the answer is empty)\n"),
     ],
 )

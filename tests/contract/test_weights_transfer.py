@@ -190,11 +190,11 @@ def test_a_whole_transfer_ends_proven_and_is_not_repeated(
 def test_a_kill_at_any_moment_costs_only_what_was_on_the_wire(
     new_host: Callable[[str], Host], tmp_path: Path
 ) -> None:
-    folder = make_model(tmp_path / "large", shards=4, shard_bytes=12_000_000)
+    folder = make_model(tmp_path / "large", shards=4, shard_bytes=6_000_000)
     report = report_of(folder)
     total = report.manifest.total_bytes
     moments = random.Random(2)
-    for run in range(5):
+    for run in range(4):
         host = new_host(f"host-{run}")
         with FolderShare(report) as share:
             moment = moments.randrange(total)

@@ -8,24 +8,23 @@ from __future__ import annotations
 import shutil
 import socket
 import subprocess
-import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+from tests.lab import disk
 from tests.lab.container import Container, explain, find_leader, log_tail
 from tests.lab.names import Names, link
 from tests.lab.network import Network
 from tests.lab.shell import LabError, run, wait_until
-from tests.lab.surroundings import known_hosts_entries, nameservers
+from tests.lab.surroundings import CA_BUNDLE
 from tests.pip_settings import PipSettings
 
 BOOT_SECONDS = 60
 UNMOUNT_SECONDS = 60
 ENVIRONMENT = ("PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/root")
-HOST_KEY = "/etc/ssh/ssh_host_ed25519_key"
 SUDO_RIGHTS = {"password": "ALL=(ALL) ALL", "nopasswd": "ALL=(ALL) NOPASSWD: ALL"}
 
 
@@ -118,7 +117,8 @@ class Host:
 
     def evidence(self) -> str:
         """What a person would look at first after a test failed."""
-        script = "systemctl status qwen --no-pager; journalctl --no-pager -u qwen.service -n 40"
+        status = "systemctl status qwen --no-pager --lines=0"
+        script = f"{status}; journalctl --no-pager -u qwen.service -n 40"
         try:
             return self.run(f"({script}) 2>&1", check=False).stdout
         except LabError as error:
@@ -250,7 +250,8 @@ class Host:
 
     def new_host_key(self) -> None:
         """Another SSH host key than the operator knows, as after a reinstallation."""
-        script = f"rm -f {HOST_KEY}* && ssh-keygen -q -t ed25519 -N '' -f {HOST_KEY}"
+        key = disk.HOST_KEY
+        script = f"rm -f {key}* && ssh-keygen -q -t ed25519 -N '' -f {key}"
         self.run(f"{script} && systemctl restart ssh")
         self._wait_for_ssh()
 
@@ -271,33 +272,16 @@ class Host:
         inside = ("nsenter", "--target", str(self.machine_leader_pid), "--net")
         return ((link(self.name),), (*inside, "host0"))
 
-    # The disk of a bare host
-
     def _files(self) -> dict[str, tuple[str, int]]:
-        if not self._key_path.exists():
-            self._key_path.parent.mkdir(parents=True, exist_ok=True)
-            run(
-                "ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", self.name, "-f", self._key_path
-            )
-        own_names = f"127.0.0.1 localhost\n::1 localhost\n127.0.1.1 {self.name}\n"
-        public_key = self._key_path.with_suffix(".pub").read_text()
+        disk.make_host_key(self._key_path, self.name)
         return {
-            "/etc/hostname": (f"{self.name}\n", 0o644),
-            "/etc/hosts": (own_names + known_hosts_entries(), 0o644),
-            "/etc/resolv.conf": ("".join(f"nameserver {ip}\n" for ip in nameservers()), 0o644),
-            "/etc/machine-id": (f"{uuid.uuid4().hex}\n", 0o444),
-            # Below 80: Debian's own 80-container-host0.network gives a link-local address.
-            "/etc/systemd/network/10-host0.network": (self._network_file(), 0o644),
-            "/etc/pip.conf": (self._site.pip.configuration(), 0o644),
+            **disk.identity(self.name, self._key_path),
+            **disk.connection(self._site.network, self.address),
+            "/etc/pip.conf": (self._pip_settings().configuration(), 0o644),
             "/root/.ssh/authorized_keys": (self._site.public_key, 0o600),
-            HOST_KEY: (self._key_path.read_text(), 0o600),
-            f"{HOST_KEY}.pub": (public_key, 0o644),
         }
 
-    def _network_file(self) -> str:
-        network = self._site.network
-        address = f"{self.address}/{network.subnet.prefixlen}"
-        return (
-            "[Match]\nName=host0\n\n"
-            f"[Network]\nAddress={address}\nGateway={network.gateway}\nLinkLocalAddressing=no\n"
-        )
+    def _pip_settings(self) -> PipSettings:
+        """The machine's, but with the host's own bundle, where the machine's certificates are."""
+        pip = self._site.pip
+        return replace(pip, ca_file=CA_BUNDLE if pip.ca_file else None)

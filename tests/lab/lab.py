@@ -5,6 +5,7 @@ Owns their beginning and their end, one lab per checkout at a time. Does not kno
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import shlex
@@ -88,9 +89,9 @@ class Lab:
     def close(self) -> None:
         """The watch sweeps; should it have been killed, we do."""
         if self._watch and self._watch.stdin:
-            self._watch.stdin.write(KEEP if self.keep else b"")
-            self._watch.stdin.close()
-            if self._watch.wait() != 0:
+            with contextlib.suppress(BrokenPipeError):
+                self._watch.communicate(KEEP if self.keep else b"")
+            if self._watch.returncode != 0:
                 sweep(self._names)
         for host in self.hosts:
             host.let_go(is_running=self.keep)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +20,7 @@ CERTIFICATE = re.compile(r"-----BEGIN CERTIFICATE-----.+?-----END CERTIFICATE---
 APT_OPTION = re.compile(
     r"Acquire::(https?|ftp|Retries|Queue-Mode|ForceIPv[46]|Check-|GzipIndexes|Languages|Max-)"
 )
-PROXY_VARIABLES = ("http_proxy", "https_proxy", "no_proxy")
+PROXIES = ("http_proxy", "https_proxy", "no_proxy")
 RESOLVERS = (Path("/etc/resolv.conf"), Path("/run/systemd/resolve/resolv.conf"))
 
 
@@ -32,14 +33,15 @@ class Surroundings:
 
 def load(pip: PipSettings) -> Surroundings:
     suite = _suite()
-    sources = _debian_sources(suite)
+    sources = debian_sources(suite, APT)
     files = {f"/etc/apt/sources.list.d/machine{suffix}": text for suffix, text in sources.items()}
-    files["/etc/apt/apt.conf.d/90machine"] = _apt_options()
-    files["/etc/environment"] = "".join(_proxies())
+    proxies = _proxies()
+    files["/etc/apt/apt.conf.d/90machine"] = _apt_options() + _apt_proxies(proxies)
+    files["/etc/environment"] = "".join(f"{key}={value}\n" for key, value in proxies.items())
     for number, certificate in enumerate(_own_certificates(pip)):
         files[f"/usr/local/share/ca-certificates/machine-{number}.crt"] = certificate + "\n"
     contents = {path: text.encode() for path, text in files.items()} | _apt_files()
-    mirror = _mirror("\n".join(sources.values()))
+    mirror = mirror_of("\n".join(sources.values()))
     return Surroundings(suite, mirror, tuple(sorted(contents.items())))
 
 
@@ -68,14 +70,14 @@ def _suite() -> str:
     return found[1]
 
 
-def _debian_sources(suite: str) -> dict[str, str]:
+def debian_sources(suite: str, apt: Path) -> dict[str, str]:
     """Debian's own entries; a third party's would need that party's keys and network."""
     of_suite = re.compile(rf"\b{suite}(-updates|-security|-backports)?\b")
     stanzas: list[str] = []
     lines: list[str] = []
-    for path in sorted((APT / "sources.list.d").glob("*.sources")):
+    for path in sorted((apt / "sources.list.d").glob("*.sources")):
         stanzas += [part.strip() for part in re.split(r"\n\s*\n", path.read_text())]
-    for path in (APT / "sources.list", *sorted((APT / "sources.list.d").glob("*.list"))):
+    for path in (apt / "sources.list", *sorted((apt / "sources.list.d").glob("*.list"))):
         lines += path.read_text().splitlines() if path.exists() else []
     chosen = {
         ".sources": "\n\n".join(text for text in stanzas if _is_debian_stanza(text, of_suite)),
@@ -104,7 +106,7 @@ def _is_debian_stanza(text: str, of_suite: re.Pattern[str]) -> bool:
     )
 
 
-def _mirror(sources: str) -> str:
+def mirror_of(sources: str) -> str:
     """The archive that holds the suite itself, not its security updates."""
     addresses = re.findall(
         r"(?:mirror\+file:/[^\s]+|https?://[^\s\]]+)", _without_comments(sources)
@@ -136,9 +138,18 @@ def _apt_files() -> dict[str, bytes]:
     return {str(path): path.read_bytes() for path in paths if path.is_file() and path != CA_BUNDLE}
 
 
-def _proxies() -> list[str]:
-    found = {name: os.environ.get(name) or os.environ.get(name.upper()) for name in PROXY_VARIABLES}
-    return [f"{name}={value}\n" for name, value in found.items() if value]
+def _proxies() -> dict[str, str]:
+    found = {name: os.environ.get(name) or os.environ.get(name.upper()) for name in PROXIES}
+    return {name: value for name, value in found.items() if value}
+
+
+def _apt_proxies(proxies: Mapping[str, str]) -> str:
+    """apt inside a unit does not see /etc/environment."""
+    return "".join(
+        f'Acquire::{scheme}::Proxy "{proxies[f"{scheme}_proxy"]}";\n'
+        for scheme in ("http", "https")
+        if f"{scheme}_proxy" in proxies
+    )
 
 
 def _own_certificates(pip: PipSettings) -> list[str]:

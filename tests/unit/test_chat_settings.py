@@ -1,8 +1,11 @@
 from __future__ import annotations
 
 import pytest
+from pydantic import ValidationError
+from qwen_service.protocol import ChatRequest
+from qwen_service.settings import Settings
 
-from qwen_deploy.chat.settings import Value, changed, parse_seed
+from qwen_deploy.chat.settings import MOST_STOPS, SETTINGS, Setting, Value, changed, parse_seed
 from qwen_deploy.errors import UsageError
 
 
@@ -90,6 +93,31 @@ def test_values_out_of_range_are_refused_saying_what_they_should_be(text: str) -
 def test_what_is_no_assignment_is_refused(text: str) -> None:
     with pytest.raises(UsageError):
         changed({}, text)
+
+
+def is_taken_by_the_service(key: str, value: float) -> bool:
+    try:
+        ChatRequest.model_validate({"model": "m", "messages": [{"role": "user"}], key: value})
+    except ValidationError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize(
+    ("key", "setting"), [(k, it) for k, it in SETTINGS.items() if isinstance(it, Setting)]
+)
+def test_a_range_is_the_one_the_service_takes(key: str, setting: Setting) -> None:
+    step = 1 if setting.is_whole else 0.01
+    assert is_taken_by_the_service(key, setting.low) is not setting.low_excluded
+    assert is_taken_by_the_service(key, setting.low + step)
+    assert not is_taken_by_the_service(key, setting.low - step)
+    assert is_taken_by_the_service(key, setting.high)
+    has_no_upper_limit = setting.high == 2**31 - 1
+    assert is_taken_by_the_service(key, setting.high + step) is has_no_upper_limit
+
+
+def test_as_many_stop_words_are_taken_as_the_service_takes() -> None:
+    assert Settings.__dataclass_fields__["max_stops"].default == MOST_STOPS
 
 
 def test_nothing_changes_when_one_of_several_is_wrong() -> None:

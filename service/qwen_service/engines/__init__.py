@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from qwen_service.engine import Engine, Loading, Report
+from qwen_service.engines import checkpoint
 from qwen_service.inference import InferenceEngine, Model
 from qwen_service.settings import Settings
 
@@ -13,6 +14,7 @@ def make(settings: Settings) -> Engine:
     """Imports nothing heavy: HTTP must answer while torch is still being imported."""
 
     def load(report: Callable[[Report], None]) -> Model:
+        checkpoint.require_files(settings.model_dir)
         report(Loading("importing torch"))
         from qwen_service.engines import transformers
 

@@ -16,6 +16,7 @@ from transformers.utils import logging as transformers_logging
 
 from qwen_service.engine import Chat, EngineError, Loading, ModelFacts, Report, Sampling
 from qwen_service.engines.batch import GrowingBatch, Row
+from qwen_service.engines.checkpoint import unusable
 from qwen_service.engines.placement import Placement, choose_placement
 from qwen_service.engines.prompt import PromptBuilder
 from qwen_service.engines.sampling import Defaults, Sampler
@@ -31,12 +32,11 @@ def load(settings: Settings, report: Callable[[Report], None]) -> TransformersMo
         return _load(settings, report)
     except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise EngineError(f"cannot load the model from {settings.model_dir}: {reason}") from error
+        raise unusable(settings.model_dir, reason) from error
 
 
 def _load(settings: Settings, report: Callable[[Report], None]) -> TransformersModel:
     directory = settings.model_dir
-    _require_files(directory)
     if settings.threads:
         torch.set_num_threads(settings.threads)
     report(Loading("reading the tokenizer"))
@@ -53,17 +53,6 @@ def _load(settings: Settings, report: Callable[[Report], None]) -> TransformersM
     )
     batch = GrowingBatch(model, device=model.device, most_rows=settings.max_batch)
     return TransformersModel(model, tokenizer, batch, facts)
-
-
-def _require_files(directory: Path) -> None:
-    """transformers' own words for these are about hubs and Internet connections."""
-    if not directory.is_dir():
-        raise FileNotFoundError("there is no such folder")
-    for name in ("config.json", "tokenizer_config.json"):
-        if not (directory / name).is_file():
-            raise FileNotFoundError(f"{name} is missing")
-    if not any(directory.glob("*.safetensors")):
-        raise FileNotFoundError("it holds no safetensors file")
 
 
 def _read_weights(directory: Path, placement: Placement, report: Callable[[Report], None]) -> Any:

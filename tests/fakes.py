@@ -1,0 +1,303 @@
+"""Fakes of our own protocols: a host behind a session, and a converge that acts on that host.
+
+They keep a host's state, so that a test says what happened to a host and not which calls came.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from qwen_deploy import commands, config, facts, manifest, prospect, release
+from qwen_deploy.config import Deployment
+from qwen_deploy.converge import Converged
+from qwen_deploy.errors import Unreachable
+from qwen_deploy.facts import Facts
+from qwen_deploy.folder import FolderReport
+from qwen_deploy.inventory import Host
+from qwen_deploy.keys import UserKey
+from qwen_deploy.manifest import Artifact
+from qwen_deploy.prospect import Wanted
+from qwen_deploy.release import Release
+from qwen_deploy.remote import Completed, Session
+
+HOST = Host("gpu-1", "192.0.2.1", "root")
+MODEL = "Qwen/Qwen2.5-7B-Instruct"
+MANIFEST = manifest.make(MODEL, [Artifact("config.json", 100, "a" * 64)])
+USER_KEY = UserKey("sk-made-for-this-test", is_made=True)
+
+_IDLE_UNIT = {
+    "ActiveState": "inactive",
+    "SubState": "dead",
+    "Result": "success",
+    "StatusText": "",
+    "MainPID": "0",
+    "NRestarts": "0",
+    "UnitFileState": "",
+    "FragmentPath": "",
+    "NeedDaemonReload": "no",
+}
+_ACTIVE = {
+    "ActiveState": "active",
+    "UnitFileState": "enabled",
+    "FragmentPath": "/etc/systemd/system/qwen.service",
+}
+ACTIVE_UNIT = {**_IDLE_UNIT, **_ACTIVE, "SubState": "running", "MainPID": "4242"}
+FAILED_UNIT = {**_IDLE_UNIT, **_ACTIVE, "ActiveState": "failed", "Result": "exit-code"}
+ACTIVE_SOCKET = {**_IDLE_UNIT, **_ACTIVE, "SubState": "listening"}
+
+
+def deployment(**sections: Mapping[str, Any]) -> Deployment:
+    return config.parse({"runtime": {"accelerator": "cpu"}, **sections}, origin="test")
+
+
+def release_of(**sections: Mapping[str, Any]) -> Release:
+    return release.make(deployment(**sections), MANIFEST, "cpu")
+
+
+def raw_facts(**changes: Any) -> dict[str, Any]:
+    """What host_side/facts.py prints on a good host that serves nothing, but for `changes`."""
+    disk = {"mount": "/", "free_bytes": 50_000_000_000, "total_bytes": 60_000_000_000}
+    return {
+        "sudo": False,
+        "machine": "x86_64",
+        "os": {"ID": "debian", "PRETTY_NAME": "Debian GNU/Linux 12 (bookworm)"},
+        "has_systemd": True,
+        "python": [3, 11, 2],
+        "runtime_python": [3, 11],
+        "memory_bytes": 16_000_000_000,
+        "time": 1_760_000_000.0,
+        "boot_id": "b1",
+        "disks": {path: disk | {"free_inodes": 1000} for path in (release.ROOT, release.STATE)},
+        "packages": dict.fromkeys(facts.PACKAGES, True),
+        "has_apt": True,
+        "gpus": [],
+        "port_owner": None,
+        "lock": None,
+        "current": None,
+        "releases": [],
+        "audit": [],
+        "digests": {},
+        "tree": {},
+        "keys": [],
+        "units": {name: dict(_IDLE_UNIT) for name in commands.UNITS},
+        "process": None,
+        "service": None,
+        **changes,
+    }
+
+
+def facts_of(**changes: Any) -> Facts:
+    return facts.parse(json.dumps(raw_facts(**changes)))
+
+
+def answers(release_id: str, *, completion: bool = True) -> dict[str, Any]:
+    """What the service says of itself once it is ready."""
+    told: dict[str, Any] = {
+        "ok": completion,
+        "status": 200 if completion else 500,
+        "error": None,
+        "seconds": 0.1,
+    }
+    if not completion:
+        told["error"] = {"error": {"message": "out of memory"}}
+    ready = {"status": "ready", "release": release_id, "model": MODEL}
+    return {"status": 200, "ready": ready, "completion": told}
+
+
+def serving(wanted: Release, made: Deployment, **changes: Any) -> dict[str, Any]:
+    """`raw_facts` of a host that serves this release, as `up` leaves it."""
+    return raw_facts(
+        **{
+            "current": wanted.id,
+            "releases": [{"id": wanted.id, "made_at": 1.0, "venv": wanted.venv_id}],
+            "digests": digests(wanted, made),
+            "tree": {artifact.path: artifact.size for artifact in wanted.manifest.artifacts},
+            "units": {"qwen.service": ACTIVE_UNIT, "qwen.socket": ACTIVE_SOCKET},
+            "service": answers(wanted.id),
+            **changes,
+        }
+    )
+
+
+def digests(wanted: Release, made: Deployment) -> dict[str, str]:
+    return {
+        **release.host_state(made),
+        **wanted.managed,
+        f"{wanted.model_dir}/manifest.json": "f" * 64,
+        prospect.OPERATOR_KEY: "e" * 64,
+    }
+
+
+@dataclass
+class FakeHost:
+    """A host's state, changed by `FakeConverge` and read through `FakeSession`.
+
+    `story` tells what was asked of it, in order. At the entry `lost_at` the connection ends."""
+
+    wanted: Wanted
+    raw: dict[str, Any] = field(default_factory=raw_facts)
+    locked_by: Mapping[str, Any] | None = None
+    broken: set[str] = field(default_factory=set)
+    journal: tuple[str, ...] = ()
+    lost_at: str | None = None
+    story: list[str] = field(default_factory=list)
+
+    @property
+    def release(self) -> Release:
+        return self.wanted.releases["cpu"]
+
+    @property
+    def current(self) -> str | None:
+        current: str | None = self.raw["current"]
+        return current
+
+    @property
+    def audit(self) -> list[dict[str, Any]]:
+        audit: list[dict[str, Any]] = self.raw["audit"]
+        return audit
+
+    def note(self, what: str) -> None:
+        self.story.append(what)
+        if self.is_lost:
+            raise Unreachable(f"lost the connection to `{HOST}`: it was closed", host=HOST.name)
+
+    @property
+    def is_lost(self) -> bool:
+        return self.lost_at is not None and self.lost_at in self.story
+
+    def serve(self, release_id: str | None) -> None:
+        """Starts a release, which is ready at once, or fails where it is broken."""
+        is_well = release_id is not None and release_id not in self.broken
+        self.raw["current"] = release_id
+        self.raw["units"] = {
+            "qwen.service": ACTIVE_UNIT if is_well else FAILED_UNIT,
+            "qwen.socket": ACTIVE_SOCKET,
+        }
+        self.raw["service"] = answers(release_id) if is_well and release_id else None
+
+    def has_proven(self, release_id: str) -> None:
+        """As if an earlier `up` had brought this release here."""
+        self.raw["releases"].append({"id": release_id, "made_at": 1.0, "venv": "0" * 16})
+        self.audit.append({"release": release_id, "proven": True})
+        self.serve(release_id)
+
+    def has_weights(self) -> None:
+        self.raw["digests"][f"{self.release.model_dir}/manifest.json"] = "f" * 64
+        for artifact in self.release.manifest.artifacts:
+            self.raw["tree"][artifact.path] = artifact.size
+
+    def converge_up(self, variables: Mapping[str, Any]) -> None:
+        release_id = variables["qwen_service_release"]
+        assert release_id == self.release.id
+        self.raw["releases"].append(
+            {"id": release_id, "made_at": 2.0, "venv": variables["qwen_runtime_venv_id"]}
+        )
+        self.has_weights()
+        self.raw["digests"] |= digests(self.release, self.wanted.deployment)
+        self.raw["keys"] = [["operator", "0" * 64], ["default", "1" * 64]]
+        self.serve(release_id)
+
+
+class FakeSession(Session):
+    """Answers what a host answers to the commands of `commands`."""
+
+    def __init__(self, host: FakeHost) -> None:
+        self.host = HOST
+        self.fake = host
+
+    @property
+    def user(self) -> str:
+        return "root"
+
+    def close(self) -> None:
+        pass
+
+    def run(
+        self, argv: Sequence[str], *, root: bool = False, stdin: bytes = b"", timeout: float = 120
+    ) -> Completed:
+        if argv[:-1] == commands.facts({})[:-1]:
+            self.fake.note("facts")
+            return self._facts(json.loads(argv[-1]))
+        if argv[:-1] == commands.record({})[:-1]:
+            self.fake.note("record")
+            self.fake.audit.append(json.loads(argv[-1]))
+        elif argv[0] == "journalctl":
+            self.fake.note("journal")
+            return Completed(0, "".join(f"{line}\n" for line in self.fake.journal), "")
+        elif commands.TRANSFER_UNIT in argv:
+            self.fake.note("send weights" if stdin else "stop sending")
+        return Completed(0, "", "")
+
+    def _facts(self, question: Mapping[str, Any]) -> Completed:
+        service = self.fake.raw["service"]
+        if service and question["probe"] != "completion":
+            service = {key: value for key, value in service.items() if key != "completion"}
+        told = {**self.fake.raw, "service": service if question["probe"] != "none" else None}
+        return Completed(0, json.dumps(told), "")
+
+    @contextlib.contextmanager
+    def hold(self, argv: Sequence[str]) -> Iterator[tuple[str, int | None]]:
+        self.fake.note("lock")
+        if self.fake.locked_by is not None:
+            yield json.dumps(self.fake.locked_by), 75
+            return
+        yield "held", None
+        self.fake.story.append("unlock")
+
+    @contextlib.contextmanager
+    def forward_remote(self, local_port: int) -> Iterator[int]:
+        yield local_port
+
+
+class FakeConverge:
+    """Acts on a fake host as the playbooks do. `failures` says which playbook fails, and how;
+    one that fails changes nothing unless it is also named in `late`."""
+
+    def __init__(
+        self, host: FakeHost, failures: Mapping[str, Converged] | None = None, late: str = ""
+    ) -> None:
+        self.host = host
+        self.failures = failures or {}
+        self.late = late
+        self.files: Mapping[str, bytes] = {}
+
+    def apply(
+        self,
+        playbook: str,
+        variables: Mapping[str, Any],
+        *,
+        files: Mapping[str, bytes] | None = None,
+        is_canceled: Callable[[], bool] = lambda: False,
+    ) -> Converged:
+        self.host.story.append(playbook)
+        self.files = files or self.files
+        if self.host.is_lost:
+            return Converged("unreachable", 0, "Copy uv", "")
+        if is_canceled():
+            return Converged("canceled", 0, "Copy uv", "")
+        failure = self.failures.get(playbook)
+        if failure is None or playbook == self.late:
+            self._change(playbook, variables)
+        return failure or Converged("done", 3)
+
+    def _change(self, playbook: str, variables: Mapping[str, Any]) -> None:
+        if playbook == "up.yml":
+            self.host.converge_up(variables)
+        elif playbook == "rollback.yml":
+            self.host.serve(variables["qwen_service_release"])
+        elif playbook == "restart.yml":
+            self.host.serve(self.host.current)
+        elif playbook == "stop.yml":
+            self.host.raw["service"] = None
+        elif playbook == "down.yml":
+            self.host.raw |= {"current": None, "releases": [], "service": None}
+
+
+def report_of(folder: Path) -> FolderReport:
+    """A report of weights that every host has, so that none is read."""
+    return FolderReport(folder, MANIFEST, ())

@@ -1,0 +1,232 @@
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from qwen_deploy import commands
+
+SIMPLE = {
+    "journal": (
+        commands.journal("qwen.service", lines=40),
+        "journalctl --unit qwen.service --no-pager --output short-iso --lines 40",
+    ),
+    "journal since": (
+        commands.journal("qwen.service", lines=1, since="10 min ago"),
+        "journalctl --unit qwen.service --no-pager --output short-iso --lines 1 "
+        "--since '10 min ago'",
+    ),
+    "journal followed": (
+        commands.journal("qwen.service", lines=5, follow=True),
+        "journalctl --unit qwen.service --no-pager --output short-iso --lines 5 --follow",
+    ),
+    "file": (commands.read_file("/etc/a b"), "cat -- '/etc/a b'"),
+    "lock file": (commands.remove_lock(), "rm -f /run/qwen-deploy.lock"),
+}
+
+
+@pytest.mark.parametrize(("argv", "line"), SIMPLE.values(), ids=SIMPLE)
+def test_a_command_is_exactly_this_line(argv: Sequence[str], line: str) -> None:
+    assert commands.quote(argv) == line
+
+
+@pytest.mark.parametrize("name", ["facts", "lock", "record"])
+def test_a_program_travels_as_text_and_its_argument_as_json(name: str) -> None:
+    argument = {"who": "anna's", "at": "北京"}
+    argv = getattr(commands, name)(argument)
+    source = Path(commands.__file__).parent / "host_side" / f"{name}.py"
+    check = 'command -v python3 >/dev/null 2>&1 || exit 93; exec python3 -I -c "$@"'
+    assert argv[:-1] == ["sh", "-c", check, "sh", source.read_text()]
+    assert json.loads(argv[-1]) == argument
+
+
+def test_quoted_words_reach_the_program_unchanged() -> None:
+    words = ["$HOME", "a b", "'", '"', "你好", "\\", "*", "", "a\nb"]
+    line = commands.quote(["printf", "%s\\0", *words])
+    printed = subprocess.run(["sh", "-c", line], capture_output=True, check=True, text=True)
+    assert printed.stdout.split("\0")[:-1] == words
+
+
+def test_a_host_without_python_is_told_apart_from_a_failing_program(programs: Path) -> None:
+    absent = subprocess.run(
+        [str(programs / "sh"), *commands.record({})[1:]], env={"PATH": str(programs)}
+    )
+    failing = subprocess.run(
+        ["sh", "-c", commands.record({})[2], "sh", "raise SystemExit(7)", "{}"]
+    )
+    assert (absent.returncode, failing.returncode) == (commands.NO_PYTHON, 7)
+
+
+def test_a_transfer_starts_in_a_unit_of_its_own_with_its_files_unpacked() -> None:
+    argv = commands.start_transfer(4242, "/var/lib/qwen-deploy")
+    assert argv[:2] == ["sh", "-c"]
+    line = commands.quote(argv[3:])
+    assert line == (
+        "sh qwen-weights.service /run/qwen-deploy-weights /var/lib/qwen-deploy "
+        "systemd-run --quiet --collect --unit qwen-weights.service "
+        "-p Nice=10 -p IOSchedulingClass=idle -p NoNewPrivileges=yes -p ProtectSystem=strict "
+        "-p 'ReadWritePaths=/var/lib/qwen-deploy /run/qwen-deploy-weights' "
+        "-p ProtectHome=yes -p PrivateTmp=yes "
+        "python3 /run/qwen-deploy-weights/agent.pyz pull "
+        "--manifest /run/qwen-deploy-weights/manifest.json --root /var/lib/qwen-deploy "
+        "--status /run/qwen-deploy-weights/status.json --source http://127.0.0.1:4242 "
+        "--token-file /run/qwen-deploy-weights/token"
+    )
+
+
+def test_a_stopped_transfer_leaves_no_folder() -> None:
+    assert commands.quote(commands.stop_transfer()[3:]) == (
+        "sh qwen-weights.service /run/qwen-deploy-weights"
+    )
+
+
+@pytest.fixture
+def programs(tmp_path: Path) -> Path:
+    """The only folder on PATH: a test puts the programs there that its host has."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    for name in ("sh", "cat", "env", "true"):
+        (folder / name).symlink_to(f"/bin/{name}")
+    return folder
+
+
+def install(folder: Path, name: str, script: str) -> None:
+    (folder / name).write_text(f"#!/bin/sh\n{script}\n")
+    (folder / name).chmod(0o755)
+
+
+# As sudo does: `-n` never asks; `-S` takes the first line of standard input for the password.
+SUDO = """\
+user={user}
+while [ "${{1#-}}" != "$1" ]; do
+  case $1 in
+    -n) never_asks=yes;; -S) read -r given;; -p) shift;; --) shift; break;;
+  esac
+  shift
+done
+if [ "$never_asks" = yes ]; then [ $user = nopasswd ] || exit 1; exec "$@"; fi
+[ "$given" = secret ] || {{ echo "sudo: 1 incorrect password attempt" >&2; exit 1; }}
+exec "$@"
+"""
+
+
+def as_root(programs: Path, *, with_password: bool, stdin: str) -> tuple[int, str]:
+    argv = commands.as_root(["cat"], with_password=with_password)
+    done = subprocess.run(
+        [str(programs / argv[0]), *argv[1:]],
+        env={"PATH": str(programs)},
+        input=stdin,
+        capture_output=True,
+        text=True,
+    )
+    return done.returncode, done.stdout
+
+
+@pytest.mark.parametrize("with_password", [False, True])
+@pytest.mark.parametrize("user", ["root", "nopasswd", "password"])
+def test_a_password_never_reaches_the_program(
+    programs: Path, user: str, with_password: bool
+) -> None:
+    install(programs, "id", f"echo {0 if user == 'root' else 1000}")
+    install(programs, "sudo", SUDO.format(user=user))
+    stdin = "secret\nthe rest" if with_password else "the rest"
+    status, output = as_root(programs, with_password=with_password, stdin=stdin)
+    if user == "password" and not with_password:
+        assert (status, output) == (commands.NEEDS_PASSWORD, "")
+    else:
+        assert (status, output) == (0, "the rest")
+
+
+def test_a_wrong_password_runs_nothing(programs: Path) -> None:
+    install(programs, "id", "echo 1000")
+    install(programs, "sudo", SUDO.format(user="password"))
+    assert as_root(programs, with_password=True, stdin="wrong\nthe rest") == (1, "")
+
+
+def test_a_host_without_sudo_is_recognized(programs: Path) -> None:
+    install(programs, "id", "echo 1000")
+    assert as_root(programs, with_password=False, stdin="") == (commands.NO_SUDO, "")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+def test_root_runs_the_program_itself() -> None:
+    argv = commands.as_root(["sh", "-c", "id -u; cat"], with_password=False)
+    done = subprocess.run(argv, input="x", capture_output=True, text=True, check=True)
+    assert done.stdout == "0\nx"
+
+
+# Captured from sudo 1.9.13p3 under LC_ALL=C, on a host that does not know its own name.
+UNKNOWN_HOST = "sudo: unable to resolve host gpu-1: Name or service not known\n"
+CAPTURED = {
+    "wrong password": (
+        1,
+        UNKNOWN_HOST
+        + "Sorry, try again.\n\nsudo: no password was provided\nsudo: 1 incorrect password attempt",
+        "gave a wrong sudo password",
+    ),
+    "wrong password thrice": (
+        1,
+        "Sorry, try again.\nSorry, try again.\nsudo: 3 incorrect password attempts\n",
+        "gave a wrong sudo password",
+    ),
+    "not in sudoers": (
+        1,
+        UNKNOWN_HOST + "carl is not in the sudoers file.\n",
+        "may not use sudo",
+    ),
+    "other programs only": (
+        1,
+        UNKNOWN_HOST + "Sorry, user dora is not allowed to execute '/usr/bin/sh -c x' as root on "
+        "gpu-1.\n",
+        "may not use sudo",
+    ),
+    "no rule for the host": (
+        1,
+        "Sorry, user dora may not run sudo on gpu-1.\n",
+        "may not use sudo",
+    ),
+    "broken sudoers": (
+        1,
+        "sudo: /etc/sudoers is world writable\nsudo: no valid sudoers sources found, quitting\n",
+        "cannot use sudo (sudo: /etc/sudoers is world writable)",
+    ),
+    "no sudo": (commands.NO_SUDO, "", "is not root and the host has no sudo"),
+    "no password": (commands.NEEDS_PASSWORD, "", "needs a password for sudo"),
+    "the program failed": (1, "Traceback (most recent call last):\n", None),
+    "the program failed beside a warning": (1, UNKNOWN_HOST + "cat: /x: No such file\n", None),
+    "the lock is held, beside a warning": (75, UNKNOWN_HOST, None),
+    "silence": (1, "", None),
+}
+
+
+@pytest.mark.parametrize(("status", "stderr", "refusal"), CAPTURED.values(), ids=CAPTURED)
+def test_what_sudo_says_is_told_apart_from_what_the_program_says(
+    status: int, stderr: str, refusal: str | None
+) -> None:
+    assert commands.sudo_refusal(status, stderr) == refusal
+
+
+@pytest.mark.parametrize(
+    ("line", "owner"),
+    [
+        ('{"who": "anna", "pid": 7}', {"who": "anna", "pid": 7}),
+        ("{}", {}),
+        ("", {}),
+        ('{"who": "an', {}),
+        ("[1]", {}),
+    ],
+)
+def test_a_lock_owner_that_cannot_be_read_is_nobody(line: str, owner: dict[str, object]) -> None:
+    assert commands.parse_lock_owner(line) == owner
+
+
+def test_what_ansible_leaves_in_a_home_is_removed(tmp_path: Path) -> None:
+    (tmp_path / ".qwen-deploy/tmp").mkdir(parents=True)
+    line = shlex.join(commands.forget_runs())
+    subprocess.run(["sh", "-c", line], env={"HOME": str(tmp_path), "PATH": "/bin"}, check=True)
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,142 @@
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from qwen_deploy import facts as host_facts
+from qwen_deploy import preflight, release
+from qwen_deploy.preflight import Finding
+from qwen_deploy.release import Release
+from tests.fakes import MANIFEST, deployment, facts_of, release_of, serving
+
+SERVICE = deployment().service
+CPU = release_of()
+CUDA = release.make(deployment(), MANIFEST, "cuda")
+GPU = {
+    "uuid": "GPU-1",
+    "name": "NVIDIA H200",
+    "memory.total": "143771",
+    "memory.used": "1",
+    "driver_version": "570.1",
+    "compute_cap": "9.0",
+}
+GIB = 1 << 30
+
+
+def disk(free_bytes: int, mount: str = "/") -> dict[str, Any]:
+    return {"mount": mount, "free_bytes": free_bytes}
+
+
+def findings(wanted: Release = CPU, **changes: Any) -> tuple[Finding, ...]:
+    return preflight.inspect(facts_of(**changes), wanted, SERVICE)
+
+
+def test_nothing_speaks_against_a_good_host() -> None:
+    assert findings() == ()
+    assert findings(CUDA, gpus=[GPU]) == ()
+
+
+REFUSALS: dict[str, tuple[Release, dict[str, Any], str]] = {
+    "no systemd": (CPU, {"has_systemd": False}, "the host does not run systemd"),
+    "no apt": (
+        CPU,
+        {"has_apt": False, "os": {"ID": "rocky", "PRETTY_NAME": "Rocky Linux 9.5"}},
+        "Rocky Linux 9.5 is not supported: it has no apt",
+    ),
+    "processor": (CPU, {"machine": "aarch64"}, "aarch64 is not supported"),
+    "no python": (CPU, {"runtime_python": None}, "`python3` is not on the host"),
+    "old python": (
+        CPU,
+        {"runtime_python": [3, 9]},
+        "`python3` is Python 3.9: 3.11 or newer is needed",
+    ),
+    "other python than the CPU lock's": (
+        CPU,
+        {"runtime_python": [3, 13]},
+        "the CPU packages are locked for Python 3.11, `python3` is 3.13",
+    ),
+    "port": (
+        CPU,
+        {"port_owner": {"pid": 812, "command": "nginx", "unit": "nginx.service"}},
+        "port 8000 is taken by `nginx` (pid 812 of nginx.service)",
+    ),
+    "port of a process without a unit": (
+        CPU,
+        {"port_owner": {"pid": 812, "command": "python3", "unit": ""}},
+        "port 8000 is taken by `python3` (pid 812)",
+    ),
+    "port of another socket unit": (
+        CPU,
+        {"port_owner": {"pid": 1, "command": "systemd", "unit": "init.scope"}},
+        "port 8000 is taken by `systemd` (pid 1 of init.scope)",
+    ),
+    "one disk for all": (
+        CPU,
+        {"disks": {release.ROOT: disk(GIB), release.STATE: disk(GIB)}},
+        "the disk at / is too small for /opt/qwen-deploy: needs 1.8 GiB, has 1.0 GiB free",
+    ),
+    "disk of the weights": (
+        CPU,
+        {"disks": {release.ROOT: disk(90 * GIB), release.STATE: disk(GIB // 10, "/var")}},
+        "the disk at /var is too small for /var/lib/qwen-deploy: needs 0.2 GiB, has 0.1 GiB free",
+    ),
+    "disk for CUDA": (
+        CUDA,
+        {
+            "gpus": [GPU],
+            "disks": {release.ROOT: disk(5 * GIB), release.STATE: disk(90 * GIB, "/v")},
+        },
+        "the disk at / is too small for /opt/qwen-deploy: needs 8.6 GiB, has 5.0 GiB free",
+    ),
+}
+
+
+@pytest.mark.parametrize(("wanted", "changes", "message"), REFUSALS.values(), ids=REFUSALS)
+def test_a_host_that_cannot_take_the_release_is_refused(
+    wanted: Release, changes: dict[str, Any], message: str
+) -> None:
+    (finding,) = findings(wanted, **changes)
+    assert (finding.level, finding.message) == ("refusal", message)
+    assert finding.hint
+
+
+def test_every_refusal_is_found_at_once() -> None:
+    found = findings(has_systemd=False, machine="riscv64", memory_bytes=50)
+    assert [finding.level for finding in found] == ["refusal", "refusal", "warning"]
+
+
+def test_cuda_without_a_gpu_is_a_warning() -> None:
+    assert findings(CUDA) == (
+        Finding("warning", "no NVIDIA GPU answers: the model will run on the CPU"),
+    )
+
+
+def test_a_model_larger_than_the_memory_is_a_warning() -> None:
+    assert findings(memory_bytes=50) == (
+        Finding("warning", "the model has 0.0 GiB, the host 0.0 GiB of memory"),
+    )
+
+
+@pytest.mark.parametrize("version", [[3, 11], [3, 12], [3, 13]])
+def test_the_cuda_build_takes_every_new_python(version: list[int]) -> None:
+    assert findings(CUDA, gpus=[GPU], runtime_python=version) == ()
+
+
+@pytest.mark.parametrize(
+    "owner",
+    [
+        {"pid": 812, "command": "python", "unit": "qwen.service"},
+        {"pid": 1, "command": "systemd", "unit": "init.scope"},
+    ],
+)
+def test_the_port_may_be_our_own(owner: dict[str, Any]) -> None:
+    raw = serving(CPU, deployment(), port_owner=owner)
+    assert preflight.inspect(host_facts.parse(json.dumps(raw)), CPU, SERVICE) == ()
+
+
+def test_what_lies_on_the_host_needs_no_room() -> None:
+    full = {release.ROOT: disk(0), release.STATE: disk(0)}
+    raw = serving(CPU, deployment(), disks=full)
+    assert preflight.inspect(host_facts.parse(json.dumps(raw)), CPU, SERVICE) == ()

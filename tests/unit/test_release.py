@@ -1,0 +1,227 @@
+from __future__ import annotations
+
+import configparser
+import gzip
+import io
+import json
+import re
+import subprocess
+import tarfile
+from typing import Any
+
+import pytest
+
+from qwen_deploy import manifest, release
+from qwen_deploy.manifest import Artifact
+from qwen_deploy.release import Release
+from tests.fakes import MANIFEST, MODEL, deployment, release_of
+
+RELEASE = release_of()
+OTHER_WEIGHTS = manifest.make(MODEL, [Artifact("config.json", 100, "b" * 64)])
+
+
+def settings(made: Release) -> dict[str, str]:
+    lines = made.files["environment"].decode().splitlines()
+    return {key: value.strip('"') for key, _, value in (line.partition("=") for line in lines)}
+
+
+def test_the_same_inputs_give_the_same_id_and_the_same_bytes() -> None:
+    again = release_of()
+    assert re.fullmatch(r"r-[0-9a-f]{8}", RELEASE.id)
+    assert again.id == RELEASE.id
+    assert again.pack() == RELEASE.pack()
+
+
+INPUTS: dict[str, dict[str, Any]] = {
+    "alias": {"model": {"aliases": ["qwen"]}},
+    "port": {"service": {"port": 8001}},
+    "address": {"service": {"address": "127.0.0.1"}},
+    "auth": {"service": {"auth": False}},
+    "device": {"service": {"device": "cpu"}},
+    "dtype": {"service": {"dtype": "bfloat16"}},
+    "batch": {"service": {"max_batch": 8}},
+    "queue": {"service": {"max_queue": 8}},
+    "context": {"service": {"max_context": 8192}},
+    "threads": {"service": {"threads": 8}},
+    "drain": {"service": {"drain_seconds": 5}},
+    "python": {"runtime": {"python": "/usr/bin/python3.12"}},
+}
+
+
+@pytest.mark.parametrize("sections", INPUTS.values(), ids=INPUTS)
+def test_whatever_decides_what_is_served_changes_the_id(sections: dict[str, Any]) -> None:
+    assert release_of(**sections).id != RELEASE.id
+
+
+def test_weights_and_accelerator_change_the_id() -> None:
+    weights = release.make(deployment(), OTHER_WEIGHTS, "cpu")
+    cuda = release.make(deployment(), MANIFEST, "cuda")
+    assert len({RELEASE.id, weights.id, cuda.id}) == 3
+    assert weights.model_dir != RELEASE.model_dir
+    assert cuda.venv_id != RELEASE.venv_id
+
+
+@pytest.mark.parametrize(
+    "sections",
+    [
+        {"pip": {"index_url": "tsinghua"}},
+        {"ssh": {"user": "ops"}},
+        {"hosts": ["gpu-9"]},
+        {"service": {"ready_seconds": 5}},
+    ],
+    ids=["mirror", "ssh", "hosts", "patience"],
+)
+def test_whatever_does_not_decide_what_is_served_keeps_the_id(sections: dict[str, Any]) -> None:
+    assert release_of(**sections).id == RELEASE.id
+
+
+def test_an_environment_belongs_to_a_lock_and_an_interpreter() -> None:
+    assert release_of(service={"port": 9000}).venv_id == RELEASE.venv_id
+    assert release_of(runtime={"python": "/opt/python3"}).venv_id != RELEASE.venv_id
+    assert RELEASE.venv_dir == f"/opt/qwen-deploy/venvs/{RELEASE.venv_id}"
+
+
+def test_the_archive_holds_the_release_and_nothing_of_this_machine() -> None:
+    with tarfile.open(fileobj=io.BytesIO(RELEASE.pack())) as archive:
+        members = archive.getmembers()
+        read = {one.name: archive.extractfile(one) for one in members}
+        content = {name: file.read() for name, file in read.items() if file}
+    assert content == dict(RELEASE.files)
+    assert [one.name for one in members] == sorted(RELEASE.files)
+    assert {(one.uid, one.gid, one.uname, one.mtime, one.mode) for one in members} == {
+        (0, 0, "", 0, 0o644)
+    }
+    assert gzip.decompress(RELEASE.pack())
+    assert RELEASE.pack()[4:8] == bytes(4), "the time in gzip's header"
+
+
+def test_the_archive_holds_sources_only() -> None:
+    names = set(RELEASE.files)
+    assert {"release.json", "environment", "qwen.service", "qwen.socket", "listen.conf"} <= names
+    assert "service/qwen_service/__main__.py" in names
+    assert "service/qwen_weights/__main__.py" in names
+    assert not [name for name in names if "__pycache__" in name or name.endswith(".pyc")]
+
+
+def test_the_record_says_what_the_release_was_made_of() -> None:
+    record = json.loads(RELEASE.files["release.json"])
+    assert record["model"] == MODEL
+    assert record["revision"] == MANIFEST.revision
+    assert record["engine"] == "transformers"
+    assert record["accelerator"] == "cpu"
+    assert record["python"] == "python3"
+    assert record["listen"] == "0.0.0.0:8000"
+    assert record["lock"] == release.sha256(RELEASE.lock)
+    assert record["settings"] == release.environment(deployment(), MANIFEST)
+    files = {name: release.sha256(RELEASE.files[name]) for name in record["files"]}
+    assert record["files"] == files
+
+
+def test_settings_reach_the_service_as_its_environment() -> None:
+    made = release_of(
+        model={"aliases": ["gpt-3.5-turbo", "qwen"]},
+        service={"auth": False, "max_context": 8192, "threads": 2},
+    )
+    assert settings(made) == {
+        "QWEN_RELEASE": made.id,
+        "QWEN_MODEL_DIR": "/opt/qwen-deploy/current/model",
+        "QWEN_MODEL_NAME": MODEL,
+        "QWEN_MODEL_REVISION": MANIFEST.revision,
+        "QWEN_MODEL_ALIASES": "gpt-3.5-turbo,qwen",
+        "QWEN_ENGINE": "transformers",
+        "QWEN_DEVICE": "auto",
+        "QWEN_DTYPE": "auto",
+        "QWEN_AUTH": "none",
+        "QWEN_KEYS_FILE": "/etc/qwen-deploy/keys",
+        "QWEN_MAX_BATCH": "16",
+        "QWEN_MAX_QUEUE": "128",
+        "QWEN_MAX_CONTEXT": "8192",
+        "QWEN_THREADS": "2",
+        "QWEN_DRAIN_SECONDS": "30",
+    }
+
+
+@pytest.mark.parametrize("value", ['say "hi"', "back\\slash", "$HOME", "`x`", "a b  c", "你好"])
+def test_a_setting_survives_the_quoting_of_an_environment_file(value: str) -> None:
+    made = release_of(model={"aliases": [value]})
+    line = next(
+        line
+        for line in made.files["environment"].decode().splitlines()
+        if line.startswith("QWEN_MODEL_ALIASES=")
+    )
+    # In double quotes a shell takes back what systemd.exec(5) takes back, and also $ and `.
+    shell = line.replace("$", "\\$").replace("`", "\\`")
+    done = subprocess.run(
+        ["sh", "-c", f'{shell}; printf %s "$QWEN_MODEL_ALIASES"'], capture_output=True, check=True
+    )
+    assert done.stdout.decode() == value
+
+
+@pytest.mark.parametrize(
+    ("address", "line"),
+    [
+        ("0.0.0.0", "ListenStream=0.0.0.0:8000"),
+        ("127.0.0.1", "ListenStream=127.0.0.1:8000"),
+        ("::", "ListenStream=[::]:8000"),
+        ("2001:db8::1", "ListenStream=[2001:db8::1]:8000"),
+    ],
+)
+def test_the_port_replaces_the_socket_units_own(address: str, line: str) -> None:
+    made = release_of(service={"address": address})
+    assert made.files["listen.conf"].decode() == f"[Socket]\nListenStream=\n{line}\n"
+
+
+def test_everything_managed_is_named_with_what_it_should_be() -> None:
+    managed = RELEASE.managed
+    directory = f"/opt/qwen-deploy/releases/{RELEASE.id}"
+    for name, data in RELEASE.files.items():
+        assert managed[f"{directory}/{name}"] == release.sha256(data)
+    files = {f"{directory}/{name}" for name in RELEASE.files}
+    assert {path: digest for path, digest in managed.items() if path not in files} == {
+        "/etc/systemd/system/qwen.service": release.sha256(RELEASE.files["qwen.service"]),
+        "/etc/systemd/system/qwen.socket": release.sha256(RELEASE.files["qwen.socket"]),
+        "/etc/systemd/system/qwen.socket.d/listen.conf": release.sha256(
+            RELEASE.files["listen.conf"]
+        ),
+        f"{directory}/venv": f"-> {RELEASE.venv_dir}",
+        f"{directory}/model": f"-> {RELEASE.model_dir}",
+        "/opt/qwen-deploy/current": f"-> {directory}",
+        f"{RELEASE.venv_dir}/.complete": release.sha256(release.sha256(RELEASE.lock).encode()),
+    }
+    assert RELEASE.model_dir == (
+        f"/var/lib/qwen-deploy/models/Qwen--Qwen2.5-7B-Instruct/{MANIFEST.revision}"
+    )
+
+
+def test_the_hosts_own_state_is_its_directories_and_its_pip_configuration() -> None:
+    made = deployment(pip={"index_url": "tsinghua"})
+    assert release.host_state(made) == {
+        "/etc/qwen-deploy": "directory",
+        "/var/lib/qwen-deploy": "directory",
+        "/opt/qwen-deploy/releases": "directory",
+        "/opt/qwen-deploy/venvs": "directory",
+        release.PIP_CONF: release.sha256(release.pip_conf(made)),
+    }
+
+
+def test_the_pip_configuration_is_what_pip_reads() -> None:
+    links = ["/srv/wheels", "https://wheels.example.org/"]
+    made = deployment(
+        pip={
+            "index_url": "https://a%40b:p%25w@pypi.example.org/simple",
+            "extra_index_urls": ["https://two.example.org/simple"],
+            "find_links": links,
+            "ca_file": "/etc/ssl/own.pem",
+        }
+    )
+    parser = configparser.RawConfigParser()  # as pip itself
+    parser.read_string(release.pip_conf(made).decode())
+    section = parser["global"]
+    assert section["index-url"] == "https://a%40b:p%25w@pypi.example.org/simple"
+    assert section["extra-index-url"].split() == ["https://two.example.org/simple"]
+    assert section["find-links"].split() == links
+    assert section["cert"] == "/etc/ssl/own.pem"
+
+
+def test_a_pip_configuration_without_extras_names_the_index_alone() -> None:
+    assert release.pip_conf(deployment()) == b"[global]\nindex-url = https://pypi.org/simple\n"
