@@ -8,8 +8,10 @@ state and no network.
 from __future__ import annotations
 
 import ipaddress
+import re
 import textwrap
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -32,24 +34,28 @@ PIP_MIRRORS = {
 }
 
 
-def _host(text: str) -> str:
-    try:
-        parse_host(text)
-    except UsageError as error:
-        raise ValueError("should be [user@]address[:port]") from error
-    return text
+def _checked(is_valid: Callable[[str], object], expected: str) -> AfterValidator:
+    """`is_valid` returns something false, or raises, for what it does not take."""
+
+    def check(text: str) -> str:
+        with suppress(ValueError, UsageError):
+            if is_valid(text):
+                return text
+        raise ValueError(f"should be {expected}")
+
+    return AfterValidator(check)
 
 
-def _address(text: str) -> str:
+def _is_address(text: str) -> bool:
     # systemd.socket(5) takes no names, and an interface only after the port.
-    try:
-        return str(ipaddress.ip_address(text if "%" not in text else ""))
-    except ValueError as error:
-        raise ValueError("should be an IPv4 or IPv6 address") from error
+    return "%" not in text and bool(ipaddress.ip_address(text))
 
 
-Text = Annotated[str, Field(min_length=1, pattern=r"^[^\x00-\x1f]+$")]
-HostText = Annotated[str, AfterValidator(_host)]
+Text = Annotated[str, Field(min_length=1), _checked(str.isprintable, "a text on one line")]
+Name = Annotated[str, _checked(MODEL_PATTERN.fullmatch, "a name like Qwen/Qwen2.5-7B-Instruct")]
+Alias = Annotated[str, _checked(re.compile(r"[^\s,]+").fullmatch, "a name without blank or comma")]
+Address = Annotated[str, _checked(_is_address, "an IPv4 or IPv6 address")]
+HostText = Annotated[str, _checked(parse_host, "[user@]address[:port]")]
 Positive = Annotated[int, Field(gt=0)]
 
 
@@ -64,19 +70,18 @@ class Model(Section):
         "*.safetensors. Only safetensors is loaded.",
         examples=["./Qwen2.5-7B-Instruct"],
     )
-    name: str = Field(
+    name: Name = Field(
         "Qwen/Qwen2.5-7B-Instruct",
         description="Name under which clients ask for the model.",
-        pattern=rf"^{MODEL_PATTERN.pattern}$",
     )
-    aliases: tuple[Annotated[str, Field(pattern=r"^[^\s,]+$")], ...] = Field(
+    aliases: tuple[Alias, ...] = Field(
         ("gpt-3.5-turbo",),
         description="Further names that mean the same model, for clients with a fixed name.",
     )
 
 
 class Service(Section):
-    address: Annotated[str, AfterValidator(_address)] = Field(
+    address: Address = Field(
         "0.0.0.0",
         description="Address to listen on. 127.0.0.1 serves the host itself and SSH tunnels only.",
     )
@@ -200,8 +205,14 @@ def load(path: Path) -> Deployment:
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"{path}: cannot be read: {error}") from error
     except yaml.YAMLError as error:
-        raise UsageError(f"{path}: is not YAML: {' '.join(str(error).split())}") from error
+        raise UsageError(f"{path}: is not YAML: {_problem(error)}") from error
     return parse(content if content is not None else {}, origin=str(path))
+
+
+def _problem(error: yaml.YAMLError) -> str:
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark:
+        return f"line {error.problem_mark.line + 1}: {error.problem}"
+    return " ".join(str(error).split())
 
 
 def parse(content: Any, *, origin: str) -> Deployment:
@@ -209,6 +220,8 @@ def parse(content: Any, *, origin: str) -> Deployment:
         raise UsageError(f"{origin}: should be a mapping of keys", hint="qwen-deploy docs")
     try:
         return Deployment.model_validate(_tuples(content))
+    except RecursionError as error:
+        raise UsageError(f"{origin}: an alias holds itself") from error
     except ValidationError as error:
         lines = [f"{origin}: {_location(item)}: {_expected(item)}" for item in error.errors()]
         raise UsageError("\n       ".join(lines), hint="qwen-deploy docs") from error
@@ -252,7 +265,6 @@ _EXPECTED = {
     "literal_error": "should be {expected}",
     "greater_than": "should be greater than {gt}",
     "less_than": "should be less than {lt}",
-    "string_pattern_mismatch": "should match {pattern}",
     "string_too_short": "should not be empty",
     "string_type": "should be a text",
     "tuple_type": "should be a list",

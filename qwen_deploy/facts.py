@@ -58,7 +58,6 @@ class Facts:
     packages: Mapping[str, bool]
     gpus: tuple[Mapping[str, str], ...]
     port_owner: Mapping[str, Any] | None
-    lock: Mapping[str, Any] | None
     current: str | None
     releases: tuple[Mapping[str, Any], ...]
     audit: tuple[Mapping[str, Any], ...]
@@ -131,7 +130,6 @@ def parse(text: str) -> Facts:
         packages=raw["packages"],
         gpus=tuple(raw["gpus"]),
         port_owner=raw["port_owner"],
-        lock=raw["lock"],
         current=raw["current"],
         releases=tuple(raw["releases"]),
         audit=tuple(raw["audit"]),

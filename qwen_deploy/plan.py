@@ -40,20 +40,19 @@ def make(host: str, facts: Facts, release: Release, wanted: dict[str, str]) -> P
     transfer = missing_bytes(facts, release)
     if not facts.digests.get(f"{release.model_dir}/manifest.json"):
         transfer = release.manifest.total_bytes
-    must_restart = _must_restart(facts)
     steps = (
         *_host_steps(facts, tuple(path for path in differing if wanted[path] == "directory")),
         *_runtime_steps(release, differing),
         *((Step("weights", f"send {_megabytes(transfer)}"),) if transfer else ()),
         *_service_steps(facts, release, differing),
-        *((Step("unit", _unit_summary(facts)),) if must_restart else ()),
+        *_unit_steps(facts),
     )
     return Plan(
         host=host,
         release=release.id,
         previous=facts.current,
         steps=steps,
-        must_restart=must_restart,
+        must_restart=bool(_unit_steps(facts)) and not _is_starting(facts),
         transfer_bytes=transfer,
         expired=_expired(facts, release),
     )
@@ -84,26 +83,45 @@ def _service_steps(facts: Facts, release: Release, differing: tuple[str, ...]) -
     return (Step("service", f"repair {', '.join(drifted[:3])}"),) if drifted else ()
 
 
-def _must_restart(facts: Facts) -> bool:
-    """The unit should run the current release and does not, or does not answer."""
-    if facts.current is None:
-        return False
+def _is_serving(facts: Facts) -> bool:
+    """Nothing to say about the unit: enabled, up, and it answers as the current release."""
     socket = facts.units.get("qwen.socket", {})
     is_up = facts.unit_state == "active" and socket.get("ActiveState") == "active"
     is_enabled = facts.unit.get("UnitFileState") == "enabled"
-    answer = facts.answer
+    is_ready = facts.answer is not None and facts.answer.is_ready
+    is_read = facts.unit.get("NeedDaemonReload") == "no"
+    return is_up and is_enabled and is_read and is_ready and _answers_as_current(facts)
+
+
+def _answers_as_current(facts: Facts) -> bool:
     # An `up` that was killed may have left an older release running.
-    is_ready = answer is not None and answer.is_ready and answer.release == facts.current
-    return not (is_up and is_enabled and is_ready and facts.unit.get("NeedDaemonReload") == "no")
+    return facts.answer is not None and facts.answer.release == facts.current
+
+
+def _is_starting(facts: Facts) -> bool:
+    """As after a reboot: it needs time and nothing else."""
+    is_first_start = facts.unit.get("SubState") == "start" and facts.unit.get("NRestarts") == "0"
+    return is_first_start and _answers_as_current(facts)
+
+
+def _unit_steps(facts: Facts) -> tuple[Step, ...]:
+    if facts.current is None or _is_serving(facts):
+        return ()
+    return (Step("unit", _unit_summary(facts)),)
 
 
 def _unit_summary(facts: Facts) -> str:
+    if _is_starting(facts):
+        return "wait until it is ready"
+    if facts.unit_state != "active":
+        return f"start: it is {facts.unit_state}"
     answer = facts.answer
-    if facts.unit_state == "active" and answer and not answer.is_ready:
-        return f"restart: {answer.completion_error or answer.reason or 'not ready'}"
-    if facts.unit_state == "active" and answer and answer.release != facts.current:
+    if answer is None or not answer.is_ready:
+        reason = answer and (answer.completion_error or answer.reason)
+        return f"restart: {reason or 'it does not answer'}"
+    if not _answers_as_current(facts):
         return f"restart: it still serves {answer.release}"
-    return f"start: it is {facts.unit_state}"
+    return "restart: it is not set up to start with the host"
 
 
 def _expired(facts: Facts, release: Release) -> tuple[str, ...]:

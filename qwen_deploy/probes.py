@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from qwen_deploy.facts import Facts
 
 INTERVAL_SECONDS = 0.5
+# A unit that says it is ready and cannot be reached will not be reached later.
+SILENT_TRIES = 20
 INTERRUPTED = "interrupted"
 
 
@@ -36,11 +38,15 @@ def wait_ready(
 ) -> Readiness:
     """Asks until the release answers, its unit has failed, or the deadline has passed."""
     ends_at = clock() + deadline_seconds
+    silent_tries = 0
     while True:
         facts = inspect()
         verdict = judge(facts, release)
         if verdict is not None:
             return Readiness(not verdict, verdict, facts)
+        silent_tries = silent_tries + 1 if _is_silent(facts) else 0
+        if silent_tries == SILENT_TRIES:
+            return Readiness(False, f"its port does not answer: {_reason(facts)}", facts)
         tell(status(facts))
         if is_canceled():
             return Readiness(False, INTERRUPTED, facts)
@@ -48,6 +54,10 @@ def wait_ready(
             reason = f"it was not ready within {deadline_seconds:.0f} s: {status(facts)}"
             return Readiness(False, reason, facts)
         pause(INTERVAL_SECONDS)
+
+
+def _is_silent(facts: Facts) -> bool:
+    return facts.unit_state == "active" and facts.answer is not None and not facts.answer.status
 
 
 def judge(facts: Facts, release: str) -> str | None:
@@ -68,5 +78,8 @@ def judge(facts: Facts, release: str) -> str | None:
 
 def status(facts: Facts) -> str:
     """What the unit says of itself while it starts."""
-    said = facts.unit.get("StatusText") or (facts.answer.reason if facts.answer else "")
-    return said or f"the unit is {facts.unit_state}"
+    return facts.unit.get("StatusText") or _reason(facts) or f"the unit is {facts.unit_state}"
+
+
+def _reason(facts: Facts) -> str:
+    return facts.answer.reason if facts.answer else ""

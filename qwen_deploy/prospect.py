@@ -19,7 +19,7 @@ from qwen_deploy.release import Release
 from qwen_deploy.remote import Session
 
 EVIDENCE_LINES = 5
-OPERATOR_KEY = "/etc/qwen-deploy/operator.key"
+OPERATOR_KEY = f"{release.ETC}/operator.key"
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,6 +20,8 @@ from qwen_deploy.manifest import Manifest
 
 ROOT = "/opt/qwen-deploy"
 STATE = "/var/lib/qwen-deploy"
+ETC = "/etc/qwen-deploy"
+PORT_DIR = "/etc/systemd/system/qwen.socket.d"
 ENGINE = "transformers"
 
 
@@ -178,7 +180,7 @@ def _multiline(key: str, values: tuple[str, ...]) -> list[str]:
 
 def host_state(deployment: Deployment) -> dict[str, str]:
     """What `facts` must report of the host itself, whichever release it serves."""
-    directories = ("/etc/qwen-deploy", STATE, f"{ROOT}/releases", f"{ROOT}/venvs")
+    directories = (ETC, PORT_DIR, STATE, f"{ROOT}/releases", f"{ROOT}/venvs")
     return {
         **{path: "directory" for path in directories},
         PIP_CONF: sha256(pip_conf(deployment)),

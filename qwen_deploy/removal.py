@@ -12,19 +12,19 @@ from qwen_deploy.errors import NeedsAttention, Unreachable
 from qwen_deploy.events import HostFinished
 from qwen_deploy.facts import Facts
 from qwen_deploy.prospect import ask
-from qwen_deploy.release import INSTALLED, ROOT, STATE
+from qwen_deploy.release import ETC, INSTALLED, PORT_DIR, ROOT, STATE
 from qwen_deploy.remote import Session
 from qwen_deploy.steps import Run
 
 PACKAGES_RECORD = f"{STATE}/packages.json"
 SERVICE_PATHS = (
     *INSTALLED.values(),
-    "/etc/systemd/system/qwen.socket.d",
+    PORT_DIR,
     "/var/cache/qwen",
     ROOT,
     ASYNC_DIR,
 )
-PURGED_PATHS = ("/etc/qwen-deploy", STATE, commands.TRANSFER_DIR)
+PURGED_PATHS = (ETC, STATE, commands.TRANSFER_DIR)
 
 
 def down(session: Session, run: Run, *, purge: bool) -> HostFinished:

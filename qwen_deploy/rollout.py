@@ -40,25 +40,24 @@ def up(prospect: Prospect, wanted: Wanted, run: Run) -> HostFinished:
     with steps.locked(prospect.session, run, "up"):
         # Somebody may have changed the host before the lock was ours.
         prospect = look(prospect.session, wanted)
-        converged = steps.converge(prospect, wanted, run)
-        if converged.status == "done":
-            _tell_key(prospect, wanted, run)
-            readiness = steps.prove(
-                prospect.session,
-                prospect.release.id,
-                run,
-                float(wanted.deployment.service.ready_seconds),
-            )
-            if readiness.is_ready:
-                finished = _finished(
-                    prospect, "changed", prospect.release.id, started, converged.changed
-                )
-                steps.record(prospect.session, run, "up", finished)
-                return finished
-            failure = _not_ready(prospect, readiness)
-        else:
-            failure = _not_converged(prospect, converged)
-        raise _back(prospect, run, failure, started)
+        try:
+            return _forward(prospect, wanted, run, started)
+        except QwenDeployError as failure:
+            raise _back(prospect, run, failure, started) from failure
+
+
+def _forward(prospect: Prospect, wanted: Wanted, run: Run, started: float) -> HostFinished:
+    converged = steps.converge(prospect, wanted, run)
+    if converged.status != "done":
+        raise _not_converged(prospect, converged)
+    _tell_key(prospect, wanted, run)
+    patience = float(wanted.deployment.service.ready_seconds)
+    readiness = steps.prove(prospect.session, prospect.release.id, run, patience)
+    if not readiness.is_ready:
+        raise _not_ready(prospect, readiness)
+    finished = _finished(prospect, "changed", prospect.release.id, started, converged.changed)
+    steps.record(prospect.session, run, "up", finished)
+    return finished
 
 
 def _tell_key(prospect: Prospect, wanted: Wanted, run: Run) -> None:
@@ -99,12 +98,12 @@ def _back(
     """Sees to it that the host serves a proven release, and completes the error with its state."""
     try:
         outcome, state, serves = _restore(prospect, run)
+        finished = _finished(prospect, outcome, serves, started)
+        steps.record(prospect.session, run, "up", finished)
     except QwenDeployError as error:
         state = f"nobody can tell what {prospect.host} serves: {error.message}"
-        return _with_state(failure, state, None)
-    finished = _finished(prospect, outcome, serves, started)
-    steps.record(prospect.session, run, "up", finished)
-    return _with_state(failure, state, serves)
+        return _with_state(failure, "needs attention", state, None)
+    return _with_state(failure, outcome, state, serves)
 
 
 def _restore(prospect: Prospect, run: Run) -> tuple[Outcome, str, str | None]:
@@ -112,7 +111,8 @@ def _restore(prospect: Prospect, run: Run) -> tuple[Outcome, str, str | None]:
     host, session = prospect.host, prospect.session
     facts = ask(session, SERVED)
     answer = facts.answer
-    if facts.current == prospect.plan.previous and answer and answer.is_ready:
+    is_well = answer is not None and answer.is_ready and answer.release == facts.current
+    if is_well and facts.current == prospect.plan.previous:
         return "rolled back", f"{host} still serves {facts.current}", facts.current
     previous = fallback(facts, unless=prospect.release.id)
     if previous is None:
@@ -133,11 +133,13 @@ def fallback(facts: Facts, *, unless: str | None) -> str | None:
     return next((one for one in reversed(facts.proven) if one != unless), None)
 
 
-def _with_state(failure: QwenDeployError, state: str, serves: str | None) -> QwenDeployError:
+def _with_state(
+    failure: QwenDeployError, outcome: Outcome, state: str, serves: str | None
+) -> QwenDeployError:
     kind: type[QwenDeployError] = RolloutFailed if serves else NeedsAttention
     # An interruption stays one, so that scripts can tell it from a failure.
     kind = Interrupted if isinstance(failure, Interrupted) else kind
-    return kind(
+    error = kind(
         failure.message,
         host=failure.host,
         hint=failure.hint,
@@ -146,6 +148,8 @@ def _with_state(failure: QwenDeployError, state: str, serves: str | None) -> Qwe
         origin=failure.origin,
         serves=serves,
     )
+    error.outcome = outcome
+    return error
 
 
 def _finished(

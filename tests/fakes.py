@@ -48,6 +48,7 @@ _ACTIVE = {
 }
 ACTIVE_UNIT = {**_IDLE_UNIT, **_ACTIVE, "SubState": "running", "MainPID": "4242"}
 FAILED_UNIT = {**_IDLE_UNIT, **_ACTIVE, "ActiveState": "failed", "Result": "exit-code"}
+STARTING_UNIT = {**ACTIVE_UNIT, "ActiveState": "activating", "SubState": "start"}
 ACTIVE_SOCKET = {**_IDLE_UNIT, **_ACTIVE, "SubState": "listening"}
 
 
@@ -77,7 +78,6 @@ def raw_facts(**changes: Any) -> dict[str, Any]:
         "has_apt": True,
         "gpus": [],
         "port_owner": None,
-        "lock": None,
         "current": None,
         "releases": [],
         "audit": [],
@@ -137,14 +137,18 @@ def digests(wanted: Release, made: Deployment) -> dict[str, str]:
 class FakeHost:
     """A host's state, changed by `FakeConverge` and read through `FakeSession`.
 
-    `story` tells what was asked of it, in order. At the entry `lost_at` the connection ends."""
+    `story` tells what was asked of it, in order. After its entry `lost_after` the connection is
+    lost. A release in `broken` fails, one in `slow` never gets beyond starting."""
 
     wanted: Wanted
+    host: Host = HOST
     raw: dict[str, Any] = field(default_factory=raw_facts)
     locked_by: Mapping[str, Any] | None = None
     broken: set[str] = field(default_factory=set)
+    slow: set[str] = field(default_factory=set)
     journal: tuple[str, ...] = ()
-    lost_at: str | None = None
+    files: dict[str, str] = field(default_factory=dict)
+    lost_after: str | None = None
     story: list[str] = field(default_factory=list)
 
     @property
@@ -162,23 +166,23 @@ class FakeHost:
         return audit
 
     def note(self, what: str) -> None:
-        self.story.append(what)
         if self.is_lost:
-            raise Unreachable(f"lost the connection to `{HOST}`: it was closed", host=HOST.name)
+            raise Unreachable(
+                f"lost the connection to `{self.host}`: it was closed", host=self.host.name
+            )
+        self.story.append(what)
 
     @property
     def is_lost(self) -> bool:
-        return self.lost_at is not None and self.lost_at in self.story
+        return self.lost_after is not None and self.lost_after in self.story
 
     def serve(self, release_id: str | None) -> None:
-        """Starts a release, which is ready at once, or fails where it is broken."""
-        is_well = release_id is not None and release_id not in self.broken
+        """Makes a release current and starts it."""
+        unit = FAILED_UNIT if release_id in self.broken else ACTIVE_UNIT
+        unit = STARTING_UNIT if release_id in self.slow else unit
         self.raw["current"] = release_id
-        self.raw["units"] = {
-            "qwen.service": ACTIVE_UNIT if is_well else FAILED_UNIT,
-            "qwen.socket": ACTIVE_SOCKET,
-        }
-        self.raw["service"] = answers(release_id) if is_well and release_id else None
+        self.raw["units"] = {"qwen.service": unit, "qwen.socket": ACTIVE_SOCKET}
+        self.raw["service"] = answers(release_id) if unit is ACTIVE_UNIT and release_id else None
 
     def has_proven(self, release_id: str) -> None:
         """As if an earlier `up` had brought this release here."""
@@ -207,7 +211,7 @@ class FakeSession(Session):
     """Answers what a host answers to the commands of `commands`."""
 
     def __init__(self, host: FakeHost) -> None:
-        self.host = HOST
+        self.host = host.host
         self.fake = host
 
     @property
@@ -229,6 +233,9 @@ class FakeSession(Session):
         elif argv[0] == "journalctl":
             self.fake.note("journal")
             return Completed(0, "".join(f"{line}\n" for line in self.fake.journal), "")
+        elif argv[:-1] == commands.read_file("")[:-1]:
+            content = self.fake.files.get(argv[-1])
+            return Completed(0 if content is not None else 1, content or "", "")
         elif commands.TRANSFER_UNIT in argv:
             self.fake.note("send weights" if stdin else "stop sending")
         return Completed(0, "", "")
@@ -237,7 +244,11 @@ class FakeSession(Session):
         service = self.fake.raw["service"]
         if service and question["probe"] != "completion":
             service = {key: value for key, value in service.items() if key != "completion"}
-        told = {**self.fake.raw, "service": service if question["probe"] != "none" else None}
+        told = {
+            **self.fake.raw,
+            "service": service if question["probe"] != "none" else None,
+            "digests": {path: self.fake.raw["digests"].get(path) for path in question["paths"]},
+        }
         return Completed(0, json.dumps(told), "")
 
     @contextlib.contextmanager
@@ -265,6 +276,7 @@ class FakeConverge:
         self.failures = failures or {}
         self.late = late
         self.files: Mapping[str, bytes] = {}
+        self.variables: Mapping[str, Any] = {}
 
     def apply(
         self,
@@ -274,10 +286,10 @@ class FakeConverge:
         files: Mapping[str, bytes] | None = None,
         is_canceled: Callable[[], bool] = lambda: False,
     ) -> Converged:
-        self.host.story.append(playbook)
-        self.files = files or self.files
         if self.host.is_lost:
             return Converged("unreachable", 0, "Copy uv", "")
+        self.host.story.append(playbook)
+        self.files, self.variables = files or {}, variables
         if is_canceled():
             return Converged("canceled", 0, "Copy uv", "")
         failure = self.failures.get(playbook)

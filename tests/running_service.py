@@ -9,8 +9,9 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -20,19 +21,32 @@ import httpx
 ROOT = Path(__file__).parent.parent
 DEADLINE_SECONDS = 60
 MODEL = "Qwen/tiny"
+# What systemd does between fork and exec: the socket becomes descriptor 3, for this very pid.
+INHERIT = (
+    "import os, sys; os.dup2(int(sys.argv[1]), 3);"
+    "os.environ |= {'LISTEN_FDS': '1', 'LISTEN_PID': str(os.getpid())};"
+    "os.execv(sys.executable, [sys.executable, '-P', '-m', 'qwen_service'])"
+)
 
 
 class RunningService:
     """Started with `with`; the process is ended by SIGTERM, or killed if that does not help."""
 
-    def __init__(self, model_dir: Path, **environment: str) -> None:
+    def __init__(
+        self,
+        model_dir: Path,
+        environment: Mapping[str, str] | None = None,
+        *,
+        listener: socket.socket | None = None,
+    ) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="qs-")
         self._notify = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._notify.bind(str(Path(self._folder.name, "notify")))
-        self._notify.setblocking(False)
         self._log = Path(self._folder.name, "log")
         self._told: list[str] = []
-        self.environment = {
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._listener = listener
+        self._environment = {
             **os.environ,
             "NOTIFY_SOCKET": str(Path(self._folder.name, "notify")),
             "OMP_NUM_THREADS": "1",
@@ -42,17 +56,21 @@ class RunningService:
             "QWEN_MODEL_DIR": str(model_dir),
             "QWEN_MODEL_NAME": MODEL,
             "QWEN_RELEASE": "r-12345678",
-            **environment,
+            **(environment or {}),
         }
 
     def __enter__(self) -> RunningService:
+        inherited = [self._listener.fileno()] if self._listener else []
+        start = ("-c", INHERIT, str(inherited[0])) if inherited else ("-P", "-m", "qwen_service")
         with self._log.open("wb") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "qwen_service"],
-                env=self.environment,
+                [sys.executable, *start],
+                env=self._environment,
                 stderr=log,
                 stdout=log,
+                pass_fds=inherited,
             )
+        self._reader.start()
         return self
 
     def __exit__(
@@ -68,6 +86,8 @@ class RunningService:
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
+        self._notify.sendto(b"", self._notify.getsockname())
+        self._reader.join()
         self._notify.close()
         self._folder.cleanup()
 
@@ -83,13 +103,13 @@ class RunningService:
 
         return f"http://127.0.0.1:{self.eventually(port)}"
 
+    def _read(self) -> None:
+        while message := self._notify.recv(4096):
+            self._told.append(message.decode())
+
     def told(self) -> list[str]:
         """All that systemd was told so far, a message an item."""
-        while True:
-            try:
-                self._told.append(self._notify.recv(4096).decode())
-            except BlockingIOError:
-                return self._told
+        return list(self._told)
 
     def eventually(self, condition: Callable[[], Any]) -> Any:
         """The first true value of the condition, while the process lives."""

@@ -19,7 +19,7 @@ module: qwen_packages
 short_description: Install Debian packages and record what that added
 options:
   names: {description: Packages that must be there., type: list, elements: str, required: true}
-  record: {description: JSON file that lists every package added so far., type: path, required: true}
+  record: {description: JSON file of every package added so far., type: path, required: true}
 """
 
 ENVIRONMENT = dict(os.environ, DEBIAN_FRONTEND="noninteractive", LC_ALL="C.UTF-8")

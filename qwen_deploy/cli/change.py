@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from qwen_deploy.cli.options import Common, add, all_or_error, command, open_sessions
-from qwen_deploy.errors import QwenDeployError, UsageError, gravest
+from qwen_deploy.errors import QwenDeployError, Refused, UsageError, gravest
 
 if TYPE_CHECKING:
     from qwen_deploy.cli.output import Output
@@ -80,7 +80,7 @@ def up(
     ] = False,
     yes: YES = False,
 ) -> int:
-    """Bring hosts to a running, proven service; unchanged hosts stay untouched.
+    """Bring hosts to a running, proven service.
 
     qwen-deploy up --host root@192.168.110.131 --weights ./Qwen2.5-7B-Instruct
 
@@ -100,7 +100,7 @@ def up(
         looked = parallel.each(sessions, lambda session: prospect.look(session, wanted))
         prospects = all_or_error(looked, common.out)
         if not _agreed(prospects, common.out, yes):
-            return 0 if all(one.plan.is_unchanged for one in prospects) else 3
+            raise Refused("nothing was changed: nobody agreed", hint="qwen-deploy up --yes")
         todo = {one.host: one for one in prospects}
         return _in_turn(
             common.out,
@@ -147,7 +147,7 @@ def down(
     ] = False,
     yes: YES = False,
 ) -> int:
-    """Stop the service and remove it; weights, keys and records stay unless purged.
+    """Remove the service; weights, keys and records stay unless purged.
 
     qwen-deploy down --host root@192.168.110.131
 
@@ -157,7 +157,7 @@ def down(
 
     question = "Remove the service" + (" and everything it left behind?" if purge else "?")
     if not yes and not common.out.confirm(question):
-        raise UsageError("nothing was removed: nobody agreed", hint="qwen-deploy down --yes")
+        raise Refused("nothing was removed: nobody agreed", hint="qwen-deploy down --yes")
     return _change(common, lambda session, run: removal.down(session, run, purge=purge))
 
 
@@ -203,10 +203,7 @@ def _agreed(prospects: Sequence[Prospect], out: Output, yes: bool) -> bool:
             out.note(f"{one.host}  {finding.level}  {finding.message}")
     if not changing or yes or any(f.level == "refusal" for one in changing for f in one.findings):
         return True
-    if out.confirm(f"Change {len(changing)} of {len(prospects)} hosts?"):
-        return True
-    out.note("nothing was changed: agree with --yes")
-    return False
+    return out.confirm(f"Change {len(changing)} of {len(prospects)} hosts?")
 
 
 def _in_turn(

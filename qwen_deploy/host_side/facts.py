@@ -7,7 +7,6 @@ ask for its version, `units`, `packages`, and `probe`: "none", "ready" or "compl
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import os
@@ -16,14 +15,11 @@ import shutil
 import subprocess
 import sys
 import time
-import urllib.error
-import urllib.request
 from typing import Any
 
 ROOT = "/opt/qwen-deploy"
 STATE = "/var/lib/qwen-deploy"
 ETC = "/etc/qwen-deploy"
-LOCK = "/run/qwen-deploy.lock"
 UNIT_PROPERTIES = (
     "ActiveState,SubState,Result,StatusText,MainPID,NRestarts,ExecMainStatus,UnitFileState,"
     "ActiveEnterTimestampMonotonic,FragmentPath,NeedDaemonReload"
@@ -149,6 +145,10 @@ def gpus() -> list[dict[str, str]]:
 
 def request(url: str, body: Any = None, key: str = "", timeout: float = 10.0) -> tuple[int, Any]:
     """Status and decoded body of one request; status 0 where nobody answered."""
+    # Half of this program's time, and most hosts are asked before they serve anything.
+    import urllib.error
+    import urllib.request
+
     headers = {"Content-Type": "application/json"}
     if key:
         headers["Authorization"] = "Bearer " + key
@@ -268,25 +268,6 @@ def audit() -> list[dict[str, Any]]:
     return entries
 
 
-def lock() -> Any:
-    """Who holds the lock, or None: the kernel says whether it is held, the file says by whom."""
-    import fcntl
-
-    try:
-        descriptor = os.open(LOCK, os.O_RDWR)
-    except OSError:
-        return None
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return None
-    except OSError as error:
-        if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
-            raise
-        return json_or_text(os.read(descriptor, 4096)) or {}
-    finally:
-        os.close(descriptor)
-
-
 def packages(names: list[str]) -> dict[str, bool]:
     if not names:
         return {}
@@ -318,7 +299,6 @@ def facts(arguments: dict[str, Any]) -> dict[str, Any]:
         "has_apt": shutil.which("apt-get") is not None,
         "gpus": gpus() if shutil.which("nvidia-smi") else [],
         "port_owner": port_owner(arguments["port"]) if arguments["port"] else None,
-        "lock": lock(),
         "current": current(),
         "releases": releases(),
         "audit": audit(),

@@ -10,6 +10,7 @@ import socket
 from collections.abc import Mapping
 
 FIRST_INHERITED_FD = 3
+SEND_SECONDS = 1.0
 
 
 class Notifier:
@@ -25,8 +26,8 @@ class Notifier:
         lines = (f"{name}={_one_line(value)}" for name, value in assignments.items())
         message = "\n".join(lines).encode()
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sender:
-            sender.setblocking(False)
-            # systemd may be restarting or its queue full; the next message follows in a second.
+            # systemd reads at once, unless it is restarting itself: it is not waited for long.
+            sender.settimeout(SEND_SECONDS)
             with contextlib.suppress(OSError):
                 sender.sendto(message, self._address)
 

@@ -23,7 +23,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningService
         "QWEN_KEYS_FILE": str(keys),
         "QWEN_MODEL_ALIASES": "gpt-3.5-turbo",
     }
-    with RunningService(fixture_model(), **settings) as running:
+    with RunningService(fixture_model(), settings) as running:
         yield running.wait_ready()
 
 
@@ -35,7 +35,7 @@ def open_service() -> Iterator[RunningService]:
         "QWEN_MAX_QUEUE": "1",
         "QWEN_MODEL_ALIASES": "gpt-3.5-turbo",
     }
-    with RunningService(fixture_model(), **settings) as running:
+    with RunningService(fixture_model(), settings) as running:
         yield running.wait_ready()
 
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 import socket
-import subprocess
-import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -22,6 +20,7 @@ from tests.running_service import DEADLINE_SECONDS, MODEL, RunningService
 pytestmark = pytest.mark.contract
 
 CHAT = "/v1/chat/completions"
+SHARD = "model-00002-of-00002.safetensors"
 
 
 def body(prompt: str, **fields: Any) -> dict[str, Any]:
@@ -65,7 +64,7 @@ def test_a_start_is_told_step_by_step_and_an_end_drains() -> None:
         assert "EXTEND_TIMEOUT_USEC" in told
         assert client.get("/version").json()["device"] == "cpu"
         status = service.wait_status("running")
-        assert f"Serving {MODEL} (r-12345678) on cpu: 0 running, 0 waiting, 0.0 tok" in status
+        assert f"Serving {MODEL} (r-12345678) on cpu: 0 running, 0 waiting, " in status
 
         ends_while_answering(service, client)
 
@@ -88,7 +87,7 @@ def ends_while_answering(service: RunningService, client: httpx.Client) -> None:
 
 
 def test_a_drain_that_takes_too_long_ends_in_an_error_event() -> None:
-    with RunningService(fixture_model(), QWEN_DRAIN_SECONDS="1") as service:
+    with RunningService(fixture_model(), {"QWEN_DRAIN_SECONDS": "1"}) as service:
         client = service.wait_ready().client()
         with client, client.stream("POST", CHAT, json=endless(stream=True)) as stream:
             lines = stream.iter_lines()
@@ -99,48 +98,26 @@ def test_a_drain_that_takes_too_long_ends_in_an_error_event() -> None:
         assert service.exit_code() == 0
 
 
-def test_clients_wait_in_the_inherited_socket_while_the_process_changes(tmp_path: Path) -> None:
-    """systemd's part is played by a parent that keeps the listening socket."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port = listener.getsockname()[1]
-        with inheriting(listener, tmp_path) as first:
-            with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
-                wait_ready(client)
+def test_clients_wait_in_the_inherited_socket_while_the_process_changes() -> None:
+    # systemd's part is played by the test: it keeps the listening socket.
+    with socket.create_server(("127.0.0.1", 0)) as listener, ThreadPoolExecutor(1) as pool:
+        with RunningService(fixture_model(), listener=listener) as first:
+            with first.wait_ready().client() as client:
                 assert answer_of(client.post(CHAT, json=body("你好"))) == answer_to("你好")
+            url = first.url
             first.terminate()
-            assert first.wait(DEADLINE_SECONDS) == 0
-        with ThreadPoolExecutor(1) as pool:
-            waiting = pool.submit(httpx.get, f"http://127.0.0.1:{port}/health", timeout=60)
-            with inheriting(listener, tmp_path) as second:
-                assert waiting.result().json() == {"status": "ok"}
-                second.terminate()
-                assert second.wait(DEADLINE_SECONDS) == 0
-
-
-def inheriting(listener: socket.socket, folder: Path) -> subprocess.Popen[bytes]:
-    """Starts the service as systemd does: the socket is descriptor 3, the pid is its own."""
-    start = (
-        "import os, sys; os.dup2(int(sys.argv[1]), 3); os.environ['LISTEN_PID'] = str(os.getpid());"
-        "os.execv(sys.executable, [sys.executable, '-P', '-m', 'qwen_service'])"
-    )
-    service = RunningService(fixture_model(), LISTEN_FDS="1")
-    return subprocess.Popen(
-        [sys.executable, "-c", start, str(listener.fileno())],
-        env=service.environment,
-        pass_fds=[listener.fileno()],
-        stderr=subprocess.DEVNULL,
-    )
-
-
-def wait_ready(client: httpx.Client) -> None:
-    while client.get("/ready").status_code != 200:
-        assert client.get("/ready").json()["status"] != "failed"
+            assert first.exit_code() == 0
+        waiting = pool.submit(httpx.get, f"{url}/health", timeout=DEADLINE_SECONDS)
+        with RunningService(fixture_model(), listener=listener) as second:
+            assert waiting.result().json() == {"status": "ok"}
+            second.terminate()
+            assert second.exit_code() == 0
 
 
 def test_requests_beyond_the_queue_are_told_to_come_back(open_service: RunningService) -> None:
     with open_service.client() as client, ThreadPoolExecutor(3) as pool:
         # Two run, one waits.
-        busy = [pool.submit(client.post, CHAT, json=endless(max_tokens=700)) for _ in range(3)]
+        busy = [pool.submit(client.post, CHAT, json=endless(max_tokens=300)) for _ in range(3)]
         open_service.wait_status("2 running, 1 waiting")
         refused = client.post(CHAT, json=body("你好"))
         assert (refused.status_code, refused.json()["error"]["code"]) == (429, "queue_full")
@@ -204,17 +181,8 @@ def test_a_broken_checkpoint_is_named_and_ends_the_process(
         assert any(line.partition(" ")[2] in message for message in service.told())
 
 
-def test_weights_of_another_shape_end_the_process(tmp_path: Path) -> None:
-    folder = sharded_model(tmp_path / "model")
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps({**config, "intermediate_size": 64}))
-    with RunningService(folder) as service:
-        assert service.exit_code() == 1
-        assert f"cannot load the model from {folder}: " in service.log
-
-
 def test_a_wrong_setting_is_named(tmp_path: Path) -> None:
-    with RunningService(tmp_path, QWEN_MAX_BATCH="many") as service:
+    with RunningService(tmp_path, {"QWEN_MAX_BATCH": "many"}) as service:
         assert service.exit_code() == 1
         assert service.log == (
             "qwen_service: QWEN_MAX_BATCH should be a whole number from 1 up, not 'many'\n"
@@ -224,6 +192,6 @@ def test_a_wrong_setting_is_named(tmp_path: Path) -> None:
 def test_an_address_in_use_is_named(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         address = f"127.0.0.1:{taken.getsockname()[1]}"
-        with RunningService(tmp_path, QWEN_LISTEN=address) as service:
+        with RunningService(tmp_path, {"QWEN_LISTEN": address}) as service:
             assert service.exit_code() == 1
             assert f"cannot listen on {address}: Address already in use" in service.log

@@ -103,15 +103,15 @@ UNIT_STATES: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "without its socket": (
         {"units": UNITS | {"qwen.socket": ACTIVE_SOCKET | {"ActiveState": "inactive"}}},
-        "start: it is active",
+        "restart: it is not set up to start with the host",
     ),
     "not enabled": (
         {"units": UNITS | {"qwen.service": ACTIVE_UNIT | {"UnitFileState": "disabled"}}},
-        "start: it is active",
+        "restart: it is not set up to start with the host",
     ),
     "not reloaded": (
         {"units": UNITS | {"qwen.service": ACTIVE_UNIT | {"NeedDaemonReload": "yes"}}},
-        "start: it is active",
+        "restart: it is not set up to start with the host",
     ),
     "not ready": (
         {"service": {"status": 503, "ready": {"status": "failed", "reason": "no memory"}}},
@@ -132,6 +132,15 @@ def test_a_unit_that_does_not_serve_the_release_is_restarted(
     made = plan_for(served(**changes))
     assert made.must_restart
     assert made.steps == (Step("unit", summary),)
+
+
+def test_a_unit_that_starts_as_after_a_reboot_only_needs_time() -> None:
+    starting = ACTIVE_UNIT | {"ActiveState": "activating", "SubState": "start", "NRestarts": "0"}
+    loading = {"status": "loading", "reason": "loading", "release": RELEASE.id}
+    units = UNITS | {"qwen.service": starting}
+    made = plan_for(served(units=units, service={"status": 503, "ready": loading}))
+    assert made.steps == (Step("unit", "wait until it is ready"),)
+    assert not made.must_restart
 
 
 def test_another_release_replaces_the_current_one() -> None:

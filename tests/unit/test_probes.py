@@ -130,3 +130,17 @@ def test_the_status_is_what_the_unit_says_else_what_the_service_says() -> None:
     assert probes.status(seen(LOADING_UNIT, loading)) == "warming up"
     assert probes.status(seen(LOADING_UNIT | {"StatusText": "2 of 3"}, loading)) == "2 of 3"
     assert probes.status(facts_of(units={})) == "the unit is unknown"
+
+
+def test_a_unit_that_is_active_behind_a_closed_port_is_given_up_soon() -> None:
+    closed = seen(ACTIVE_UNIT, {"status": 0, "ready": "Connection refused"})
+    readiness, _, clock = wait(closed, deadline_seconds=1800)
+    assert readiness.reason == "its port does not answer: Connection refused"
+    assert sum(clock.pauses) < 15
+
+
+def test_a_port_that_answers_again_is_waited_for() -> None:
+    closed = seen(ACTIVE_UNIT, {"status": 0, "ready": "timed out"})
+    states = (*[closed] * 5, LOADING, *[closed] * 19, READY)
+    readiness, _, _ = wait(*states, deadline_seconds=60)
+    assert readiness.is_ready

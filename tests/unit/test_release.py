@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import configparser
-import gzip
 import io
 import json
+import os
 import re
 import subprocess
 import tarfile
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -81,23 +83,48 @@ def test_an_environment_belongs_to_a_lock_and_an_interpreter() -> None:
     assert RELEASE.venv_dir == f"/opt/qwen-deploy/venvs/{RELEASE.venv_id}"
 
 
-def test_the_archive_holds_the_release_and_nothing_of_this_machine() -> None:
-    with tarfile.open(fileobj=io.BytesIO(RELEASE.pack())) as archive:
-        members = archive.getmembers()
-        read = {one.name: archive.extractfile(one) for one in members}
-        content = {name: file.read() for name, file in read.items() if file}
-    assert content == dict(RELEASE.files)
-    assert [one.name for one in members] == sorted(RELEASE.files)
-    assert {(one.uid, one.gid, one.uname, one.mtime, one.mode) for one in members} == {
-        (0, 0, "", 0, 0o644)
+@pytest.fixture
+def archive() -> Iterator[tarfile.TarFile]:
+    with tarfile.open(fileobj=io.BytesIO(RELEASE.pack())) as opened:
+        yield opened
+
+
+def test_the_archive_unpacks_to_the_release_directory(
+    archive: tarfile.TarFile, tmp_path: Path
+) -> None:
+    archive.extractall(tmp_path, filter="fully_trusted")
+    root = tmp_path / RELEASE.id
+    files = [path for path in root.rglob("*") if path.is_file() and not path.is_symlink()]
+    assert {str(path.relative_to(root)): path.read_bytes() for path in files} == RELEASE.files
+    links = [path for path in root.rglob("*") if path.is_symlink()]
+    assert {path.name: os.readlink(path) for path in links} == {
+        "venv": RELEASE.venv_dir,
+        "model": RELEASE.model_dir,
     }
-    assert gzip.decompress(RELEASE.pack())
+
+
+def test_the_archive_says_who_may_read_and_nothing_of_this_machine(
+    archive: tarfile.TarFile,
+) -> None:
+    members = archive.getmembers()
+    assert {one.mode for one in members if one.isdir()} == {0o755}
+    assert {one.mode for one in members if one.isfile()} == {0o644}
+    assert {(one.uid, one.gid, one.uname, one.mtime) for one in members} == {(0, 0, "", 0)}
     assert RELEASE.pack()[4:8] == bytes(4), "the time in gzip's header"
 
 
-def test_the_archive_holds_sources_only() -> None:
+def test_the_archive_names_each_directory_before_what_lies_in_it(
+    archive: tarfile.TarFile,
+) -> None:
+    seen = {""}
+    for member in archive.getmembers():
+        assert os.path.dirname(member.name) in seen
+        seen.add(member.name)
+
+
+def test_a_release_holds_sources_only() -> None:
     names = set(RELEASE.files)
-    assert {"release.json", "environment", "qwen.service", "qwen.socket", "listen.conf"} <= names
+    assert {"release.json", "environment", *release.INSTALLED} <= names
     assert "service/qwen_service/__main__.py" in names
     assert "service/qwen_weights/__main__.py" in names
     assert not [name for name in names if "__pycache__" in name or name.endswith(".pyc")]
@@ -141,7 +168,7 @@ def test_settings_reach_the_service_as_its_environment() -> None:
     }
 
 
-@pytest.mark.parametrize("value", ['say "hi"', "back\\slash", "$HOME", "`x`", "a b  c", "你好"])
+@pytest.mark.parametrize("value", ['"hi"', "back\\slash", "$HOME", "`x`", "it's", "你好"])
 def test_a_setting_survives_the_quoting_of_an_environment_file(value: str) -> None:
     made = release_of(model={"aliases": [value]})
     line = next(
@@ -168,7 +195,10 @@ def test_a_setting_survives_the_quoting_of_an_environment_file(value: str) -> No
 )
 def test_the_port_replaces_the_socket_units_own(address: str, line: str) -> None:
     made = release_of(service={"address": address})
-    assert made.files["listen.conf"].decode() == f"[Socket]\nListenStream=\n{line}\n"
+    assert (
+        made.files["units/qwen.socket.d/listen.conf"].decode()
+        == f"[Socket]\nListenStream=\n{line}\n"
+    )
 
 
 def test_everything_managed_is_named_with_what_it_should_be() -> None:
@@ -178,11 +208,10 @@ def test_everything_managed_is_named_with_what_it_should_be() -> None:
         assert managed[f"{directory}/{name}"] == release.sha256(data)
     files = {f"{directory}/{name}" for name in RELEASE.files}
     assert {path: digest for path, digest in managed.items() if path not in files} == {
-        "/etc/systemd/system/qwen.service": release.sha256(RELEASE.files["qwen.service"]),
-        "/etc/systemd/system/qwen.socket": release.sha256(RELEASE.files["qwen.socket"]),
-        "/etc/systemd/system/qwen.socket.d/listen.conf": release.sha256(
-            RELEASE.files["listen.conf"]
-        ),
+        **{
+            f"/etc/systemd/system/{name}": release.sha256(RELEASE.files[f"units/{name}"])
+            for name in ("qwen.service", "qwen.socket", "qwen.socket.d/listen.conf")
+        },
         f"{directory}/venv": f"-> {RELEASE.venv_dir}",
         f"{directory}/model": f"-> {RELEASE.model_dir}",
         "/opt/qwen-deploy/current": f"-> {directory}",
@@ -197,6 +226,7 @@ def test_the_hosts_own_state_is_its_directories_and_its_pip_configuration() -> N
     made = deployment(pip={"index_url": "tsinghua"})
     assert release.host_state(made) == {
         "/etc/qwen-deploy": "directory",
+        "/etc/systemd/system/qwen.socket.d": "directory",
         "/var/lib/qwen-deploy": "directory",
         "/opt/qwen-deploy/releases": "directory",
         "/opt/qwen-deploy/venvs": "directory",

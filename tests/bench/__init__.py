@@ -1,0 +1,1 @@
+"""Figures, not tests: each measures in one run what it is compared with."""

@@ -1,0 +1,1 @@
+"""The session of the README, played for real: `make demo`."""

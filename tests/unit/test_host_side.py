@@ -1,0 +1,356 @@
+"""The programs for hosts, run for real by this machine's python3, with their paths moved."""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import hashlib
+import http.server
+import json
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from qwen_deploy import commands, facts, release
+from tests.fakes import raw_facts
+
+PROGRAMS = sorted((Path(commands.__file__).parent / "host_side").glob("[!_]*.py"))
+PLACES = ("/run/qwen-deploy.lock", "/opt/qwen-deploy", "/var/lib/qwen-deploy", "/etc/qwen-deploy")
+DEADLINE_SECONDS = 20
+ENVIRONMENT = {"PATH": f"{os.path.dirname(sys.executable)}:{os.environ['PATH']}"}
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    return make_root(tmp_path)
+
+
+def make_root(folder: Path) -> Path:
+    for place in (*PLACES[1:], "/run"):
+        (folder / place[1:]).mkdir(parents=True)
+    return folder
+
+
+def moved(argv: list[str], root: Path, **constants: str) -> list[str]:
+    """The same command with its places below `root` instead of `/`."""
+    *before, program, argument = argv
+    for place in PLACES:
+        program = program.replace(f'"{place}"', f'"{root}{place}"')
+    for name, value in constants.items():
+        changed = "".join(
+            f"{name} = {value}\n" if line.startswith(f"{name} = ") else line
+            for line in program.splitlines(keepends=True)
+        )
+        assert changed != program
+        program = changed
+    return [*before, program, argument]
+
+
+@pytest.mark.parametrize("path", PROGRAMS, ids=lambda path: path.name)
+def test_a_program_needs_nothing_but_an_old_python(path: Path) -> None:
+    tree = ast.parse(path.read_text(), feature_version=(3, 8))
+    imported = {
+        node.module if isinstance(node, ast.ImportFrom) else alias.name
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Import | ast.ImportFrom)
+        for alias in node.names
+    }
+    assert {str(name).split(".")[0] for name in imported} <= sys.stdlib_module_names
+
+
+QUESTION = {**facts.question((), service=None, probe="none"), "units": []}
+
+
+def inspect(root: Path, **question: Any) -> dict[str, Any]:
+    argv = moved(commands.facts({**QUESTION, **question}), root)
+    done = subprocess.run(argv, capture_output=True, text=True, check=True, env=ENVIRONMENT)
+    printed: dict[str, Any] = json.loads(done.stdout)
+    return printed
+
+
+@pytest.fixture(scope="module")
+def full(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """A host with everything, and its facts: one run of the program for many tests."""
+    root = make_root(tmp_path_factory.mktemp("full"))
+    (root / "file").write_bytes(b"content")
+    (root / "link").symlink_to("/nowhere")
+    (root / "model/sub").mkdir(parents=True)
+    (root / "model/config.json").write_bytes(b"12")
+    (root / "model/sub/a").write_bytes(b"123")
+    (root / "model/dangling").symlink_to("/nowhere")
+    (root / "model-link").symlink_to(root / "model")
+    releases = root / "opt/qwen-deploy/releases"
+    for name, text in (("r-2", '{"model": "m"}'), ("r-1", '{"model": "m"}'), ("r-3", '{"mod')):
+        (releases / name).mkdir(parents=True)
+        (releases / name / "release.json").write_text(text)
+        (releases / name / "venv").symlink_to(f"{root}/opt/qwen-deploy/venvs/v{name}")
+    (releases / "empty").mkdir()
+    (root / "opt/qwen-deploy/current").symlink_to(releases / "r-2")
+    (root / "etc/qwen-deploy/keys").write_text(f"operator {'0' * 64}\n\ntorn\ndefault 11 more\n")
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        printed = inspect(
+            root,
+            paths=[f"{root}/{name}" for name in ("file", "link", "run", "absent")],
+            tree=f"{root}/model-link",
+            disks=[f"{root}/not/yet/there", "/proc/sys"],
+            port=server.getsockname()[1],
+            packages=["dpkg", "no-such-package"],
+            python=sys.executable,
+            units=list(commands.UNITS),
+        )
+    yield root, printed
+
+
+@pytest.fixture(scope="module")
+def bare(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The facts of a host with nothing, but for somebody on a port of IPv6."""
+    root = make_root(tmp_path_factory.mktemp("bare"))
+    with socket.create_server(("::1", 0), family=socket.AF_INET6) as server:
+        port = server.getsockname()[1]
+        return inspect(root, tree=f"{root}/absent", port=port, python="/no/such/python")
+
+
+Full = tuple[Path, dict[str, Any]]
+
+
+def test_facts_are_what_the_controller_reads(full: Full, bare: dict[str, Any]) -> None:
+    for printed in (full[1], bare):
+        facts.parse(json.dumps(printed))
+        assert printed.keys() == raw_facts().keys()
+        assert printed["machine"] == os.uname().machine
+        assert printed["memory_bytes"] > 0
+        assert printed["service"] is None
+    assert full[1]["units"].keys() == set(commands.UNITS)
+
+
+def test_digests_tell_files_links_and_folders_apart(full: Full) -> None:
+    root, printed = full
+    assert printed["digests"] == {
+        f"{root}/file": hashlib.sha256(b"content").hexdigest(),
+        f"{root}/link": "-> /nowhere",
+        f"{root}/run": "directory",
+        f"{root}/absent": None,
+    }
+
+
+def test_a_tree_is_listed_with_sizes_through_one_link(full: Full, bare: dict[str, Any]) -> None:
+    assert full[1]["tree"] == {"config.json": 2, "sub/a": 3}
+    assert bare["tree"] == {}
+
+
+def test_a_disk_is_measured_where_a_path_would_lie(full: Full) -> None:
+    root, printed = full
+    disk = printed["disks"][f"{root}/not/yet/there"]
+    assert os.path.ismount(disk["mount"])
+    assert str(root).startswith(disk["mount"])
+    assert 0 < disk["free_bytes"] <= disk["total_bytes"]
+    assert printed["disks"]["/proc/sys"]["mount"].startswith("/proc")
+
+
+def test_the_owner_of_a_port_is_found(full: Full, bare: dict[str, Any]) -> None:
+    for printed in (full[1], bare):
+        assert printed["port_owner"]["pid"] == os.getpid()
+        assert printed["port_owner"]["command"]
+
+
+def test_releases_are_listed_and_a_torn_one_is_not(full: Full, bare: dict[str, Any]) -> None:
+    _, printed = full
+    assert printed["current"] == "r-2"
+    listed = [(one["id"], one["venv"], one["model"]) for one in printed["releases"]]
+    assert listed == [("r-1", "vr-1", "m"), ("r-2", "vr-2", "m")]
+    assert printed["releases"][0]["made_at"] > 0
+    assert (bare["current"], bare["releases"]) == (None, [])
+
+
+def test_keys_are_read_without_what_is_no_key(full: Full) -> None:
+    assert full[1]["keys"] == [["operator", "0" * 64], ["default", "11"]]
+
+
+def test_packages_are_installed_or_not(full: Full) -> None:
+    assert full[1]["packages"] == {"dpkg": True, "no-such-package": False}
+
+
+def test_the_interpreter_answers_for_itself(full: Full, bare: dict[str, Any]) -> None:
+    assert full[1]["runtime_python"] == list(sys.version_info[:2])
+    assert bare["runtime_python"] is None
+
+
+class Service(http.server.BaseHTTPRequestHandler):
+    """Ready at once, and answers who has the key."""
+
+    def do_GET(self) -> None:
+        self.answer(200, {"status": "ready", "release": "r-1", "model": "Qwen/Tiny"})
+
+    def do_POST(self) -> None:
+        asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        has_key = self.headers["Authorization"] == "Bearer sk-operator"
+        if has_key and asked["model"] == "Qwen/Tiny":
+            self.answer(200, {"choices": [{"message": {"content": "你好"}}]})
+        else:
+            self.answer(401, {"error": {"message": "no key"}})
+
+    def answer(self, status: int, body: Any) -> None:
+        content = json.dumps(body).encode()
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    def log_message(self, format: str, *arguments: object) -> None:
+        pass
+
+
+@pytest.fixture
+def served(root: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A host whose systemctl says that the unit runs, and whose release names a real port."""
+    programs = root / "bin"
+    programs.mkdir()
+    (programs / "systemctl").write_text(f"#!/bin/sh\necho MainPID={os.getpid()}\n")
+    (programs / "systemctl").chmod(0o755)
+    monkeypatch.setitem(ENVIRONMENT, "PATH", f"{programs}:{ENVIRONMENT['PATH']}")
+    monkeypatch.setitem(ENVIRONMENT, "http_proxy", "http://127.0.0.1:9")
+    with http.server.HTTPServer(("127.0.0.1", 0), Service) as server:
+        current = root / "opt/qwen-deploy/current"
+        current.mkdir()
+        listen = f"0.0.0.0:{server.server_port}"
+        (current / "release.json").write_text(json.dumps({"listen": listen}))
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        yield root
+        server.shutdown()
+        thread.join()
+
+
+def ask_service(root: Path, probe: str) -> Any:
+    return inspect(root, units=["qwen.service"], probe=probe)["service"]
+
+
+def test_the_service_is_asked_for_a_completion_with_the_operators_key(served: Path) -> None:
+    (served / "etc/qwen-deploy/operator.key").write_text("sk-operator\n")
+    answer = ask_service(served, "completion")
+    assert (answer["status"], answer["ready"]["release"]) == (200, "r-1")
+    completion = answer["completion"]
+    assert (completion["ok"], completion["status"], completion["error"]) == (True, 200, None)
+
+
+def test_a_completion_that_is_refused_is_told_as_the_service_told_it(served: Path) -> None:
+    completion = ask_service(served, "completion")["completion"]
+    assert (completion["ok"], completion["status"]) == (False, 401)
+    assert completion["error"] == {"error": {"message": "no key"}}
+
+
+def test_a_completion_is_asked_for_only_where_it_is_wanted(served: Path) -> None:
+    assert ask_service(served, "ready") == {
+        "status": 200,
+        "ready": {"status": "ready", "release": "r-1", "model": "Qwen/Tiny"},
+    }
+
+
+def test_a_service_that_does_not_listen_is_told_with_the_reason(served: Path) -> None:
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))
+        listen = f"127.0.0.1:{bound.getsockname()[1]}"
+        path = served / "opt/qwen-deploy/current/release.json"
+        path.write_text(json.dumps({"listen": listen}))
+        answer = ask_service(served, "completion")
+    assert answer == {"status": 0, "ready": "[Errno 111] Connection refused"}
+
+
+def record(root: Path, **line: Any) -> None:
+    subprocess.run(moved(commands.record(line), root), check=True, env=ENVIRONMENT)
+
+
+def test_audit_lines_follow_each_other_even_after_one_that_a_power_loss_tore(root: Path) -> None:
+    (root / "var/lib/qwen-deploy").rmdir()
+    path = root / "var/lib/qwen-deploy/audit.log"
+    record(root, who="anna", release="r-1")
+    assert path.stat().st_mode & 0o777 == 0o640
+    with path.open("a") as file:
+        file.write('{"release": "r-2", "prov')
+    record(root, who="伯特", release=None)
+    first, second = inspect(root)["audit"]
+    assert (first["who"], first["release"]) == ("anna", "r-1")
+    assert (second["who"], second["release"]) == ("伯特", None)
+    assert first["time"] <= second["time"]
+
+
+def first_line(process: subprocess.Popen[str]) -> str:
+    assert process.stdout is not None
+    ready, _, _ = select.select([process.stdout], [], [], DEADLINE_SECONDS)
+    assert ready, "the program says nothing"
+    return process.stdout.readline().strip()
+
+
+@contextlib.contextmanager
+def lock(root: Path, who: str, **constants: str) -> Iterator[subprocess.Popen[str]]:
+    argv = moved(commands.lock({"who": who, "since": "today"}), root, **constants)
+    pipe = subprocess.PIPE
+    with subprocess.Popen(argv, stdin=pipe, stdout=pipe, text=True, env=ENVIRONMENT) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def test_the_second_is_told_who_holds_the_lock(root: Path) -> None:
+    with lock(root, "anna") as holder:
+        assert first_line(holder) == "held"
+        with lock(root, "bert") as second:
+            owner = {"who": "anna", "since": "today", "pid": holder.pid}
+            assert commands.parse_lock_owner(first_line(second)) == owner
+            assert second.wait(DEADLINE_SECONDS) == 75
+
+
+def test_a_lock_ends_with_its_standard_input(root: Path) -> None:
+    with lock(root, "anna") as holder:
+        assert first_line(holder) == "held"
+        assert holder.stdin is not None
+        holder.stdin.close()
+        assert holder.wait(DEADLINE_SECONDS) == 0
+        assert_free(root)
+
+
+def test_a_lock_ends_with_a_killed_holder(root: Path) -> None:
+    with lock(root, "anna") as holder:
+        assert first_line(holder) == "held"
+        holder.send_signal(signal.SIGKILL)
+        holder.wait(DEADLINE_SECONDS)
+        assert_free(root)
+
+
+def test_a_lock_ends_with_silence(root: Path) -> None:
+    with lock(root, "anna", SILENCE_SECONDS="0.05") as holder:
+        assert first_line(holder) == "held"
+        assert holder.wait(DEADLINE_SECONDS) == 0
+        assert_free(root)
+
+
+def test_heartbeats_keep_a_lock(root: Path) -> None:
+    with lock(root, "anna") as holder:
+        assert first_line(holder) == "held"
+        assert holder.stdin is not None
+        holder.stdin.write("\n" * 3)
+        holder.stdin.flush()
+        with lock(root, "bert") as second:
+            assert "anna" in first_line(second)
+
+
+def assert_free(root: Path) -> None:
+    with lock(root, "carl") as next_holder:
+        assert first_line(next_holder) == "held"
+
+
+def test_the_places_are_those_of_the_controller() -> None:
+    texts = [path.read_text() for path in PROGRAMS]
+    assert PLACES[0] in commands.remove_lock()
+    assert (PLACES[1], PLACES[2]) == (release.ROOT, release.STATE)
+    assert all(any(f'"{place}"' in text for text in texts) for place in PLACES)
