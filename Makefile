@@ -35,7 +35,7 @@ lint: $(INSTALLED) ## Check style and types: ruff, mypy, yamllint, ansible-lint
 	@$(BIN)/yamllint --strict --config-file .config/yamllint.yml .config playbooks
 	$(SAY) ansible-lint
 	@PATH="$(CURDIR)/$(BIN):$$PATH" ANSIBLE_CONFIG=playbooks/ansible.cfg \
-		ansible-lint --config-file .config/ansible-lint.yml playbooks
+		ansible-lint -q --config-file .config/ansible-lint.yml playbooks
 
 bench: $(INSTALLED) lab-programs ## Measure, print and write build/bench/figures.json
 	@$(BIN)/python -m tests.bench

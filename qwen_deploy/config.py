@@ -51,6 +51,8 @@ def _is_address(text: str) -> bool:
     return "%" not in text and bool(ipaddress.ip_address(text))
 
 
+PYTORCH_CPU_INDEX = "https://download.pytorch.org/whl/cpu"
+
 Text = Annotated[str, Field(min_length=1), _checked(str.isprintable, "a text on one line")]
 Name = Annotated[str, _checked(MODEL_PATTERN.fullmatch, "a name like Qwen/Qwen2.5-7B-Instruct")]
 Alias = Annotated[str, _checked(re.compile(r"[^\s,]+").fullmatch, "a name without blank or comma")]
@@ -138,7 +140,11 @@ class Pip(Section):
         + ", ".join(PIP_MIRRORS)
         + ".",
     )
-    extra_index_urls: tuple[Text, ...] = Field((), description="Further indexes.")
+    extra_index_urls: tuple[Text, ...] = Field(
+        (),
+        description="Further indexes. The CPU packages come from PyTorch's own index where neither "
+        "this nor find_links names another place.",
+    )
     find_links: tuple[Text, ...] = Field(
         (), description="Folders on the host, or URLs of pages, with wheels."
     )
@@ -158,6 +164,11 @@ class Pip(Section):
     @property
     def resolved_index_url(self) -> str:
         return PIP_MIRRORS.get(self.index_url, self.index_url)
+
+    def indexes_beside(self, accelerator: str) -> tuple[str, ...]:
+        """PyTorch's CPU build is on no package index but its own."""
+        is_missing = accelerator == "cpu" and not self.extra_index_urls and not self.find_links
+        return (PYTORCH_CPU_INDEX,) if is_missing else self.extra_index_urls
 
 
 class Ssh(Section):

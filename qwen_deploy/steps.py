@@ -111,7 +111,7 @@ def _variables(prospect: Prospect, wanted: Wanted) -> dict[str, Any]:
         "qwen_runtime_pip_conf": "{run}/pip.conf",
         "qwen_runtime_python": chosen.python,
         "qwen_runtime_index_url": pip.resolved_index_url,
-        "qwen_runtime_extra_index_urls": list(pip.extra_index_urls),
+        "qwen_runtime_extra_index_urls": list(pip.indexes_beside(chosen.accelerator)),
         "qwen_runtime_find_links": list(pip.find_links),
         "qwen_runtime_ca_file": pip.ca_file or "",
         "qwen_model_dir": chosen.model_dir,

@@ -147,7 +147,7 @@ def down(
     ] = False,
     yes: YES = False,
 ) -> int:
-    """Remove the service; weights, keys and records stay unless purged.
+    """Remove the service, but keep weights, keys and records.
 
     qwen-deploy down --host root@192.168.110.131
 

@@ -31,6 +31,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningService
 def open_service() -> Iterator[RunningService]:
     """Small, and open to everyone, as `--no-auth` sets it up."""
     settings = {
+        "WATCHDOG_USEC": "8000000",
         "QWEN_MAX_BATCH": "2",
         "QWEN_MAX_QUEUE": "1",
         "QWEN_MODEL_ALIASES": "gpt-3.5-turbo",

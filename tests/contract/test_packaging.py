@@ -56,8 +56,7 @@ def run(*argv: str | Path, cwd: Path = ROOT) -> str:
 
 def build(source: Path, out: Path, *kinds: str) -> Path:
     """The wheel; without kinds it is built from an sdist that was built first."""
-    command = (sys.executable, "-m", "build", "--no-isolation", "--outdir", out, *kinds, source)
-    run(*command)
+    run(sys.executable, "-m", "build", "--no-isolation", "--outdir", out, *kinds, source)
     (wheel,) = out.glob("*.whl")
     return wheel
 

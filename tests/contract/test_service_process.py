@@ -114,6 +114,10 @@ def test_clients_wait_in_the_inherited_socket_while_the_process_changes() -> Non
             assert second.exit_code() == 0
 
 
+def test_the_watchdog_is_fed_by_an_engine_that_turns(open_service: RunningService) -> None:
+    open_service.wait_status("WATCHDOG=1")
+
+
 def test_requests_beyond_the_queue_are_told_to_come_back(open_service: RunningService) -> None:
     with open_service.client() as client, ThreadPoolExecutor(3) as pool:
         # Two run, one waits.

@@ -115,7 +115,7 @@ def test_the_unit_verifies_and_is_sandboxed(served: Served) -> None:
         "yes",
         "strict",
     )
-    assert (live["Type"], live["Restart"], live["WatchdogUSec"]) == ("notify", "always", "1min")
+    assert (live["Type"], live["Restart"], live["WatchdogUSec"]) == ("notify", "always", "2min")
     assert "Serving Qwen/Fixture" in live["StatusText"]
 
 

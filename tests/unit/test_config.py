@@ -208,3 +208,12 @@ def test_chosen_values_stand_uncommented(tmp_path: Path) -> None:
     made = load(tmp_path, config.reference(chosen))
     assert made == config.parse(chosen, origin="test")
     assert "\nhosts: [root@gpu-1, 主机]\n" in config.reference(chosen)
+
+
+def test_cpu_packages_come_from_pytorchs_index_unless_another_place_is_named() -> None:
+    assert config.Pip().indexes_beside("cpu") == (config.PYTORCH_CPU_INDEX,)
+    assert config.Pip().indexes_beside("cuda") == ()
+    assert config.Pip(find_links=("/wheels",)).indexes_beside("cpu") == ()
+    assert config.Pip(extra_index_urls=("https://x/simple",)).indexes_beside("cpu") == (
+        "https://x/simple",
+    )

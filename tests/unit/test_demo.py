@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -45,7 +46,8 @@ def test_what_a_program_prints_is_shown_and_kept(
 
 
 def test_the_file_of_init_is_edited_where_its_keys_stand() -> None:
-    chosen = {"service": {"port": 9000}, "pip": {"find_links": ["/srv/wheels"]}}
+    wheels = ["/srv/wheels"]
+    chosen: dict[str, dict[str, Any]] = {"service": {"port": 9000}, "pip": {"find_links": wheels}}
     text = settled(config.reference(), chosen)
     assert len(text.splitlines()) == len(config.reference().splitlines())
     deployment = config.parse(yaml.safe_load(text), origin="qwen-deploy.yml")

@@ -1,0 +1,154 @@
+"""Rules of the architecture that no single module can keep: who imports whom, and how large."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+
+# Where each dependency may be imported: files or folders below the repository.
+EDGES: dict[str, tuple[str, ...]] = {
+    "fabric": ("qwen_deploy/remote.py",),
+    "paramiko": ("qwen_deploy/remote.py",),
+    "ansible_runner": ("qwen_deploy/converge.py",),
+    "pydantic": ("qwen_deploy/config.py", "service/qwen_service"),
+    "yaml": ("qwen_deploy/config.py",),
+    "typer": ("qwen_deploy/cli",),
+    "rich": ("qwen_deploy/cli",),
+    "click": (),  # typer has its own copy, whose exceptions are others
+    "httpx": ("qwen_deploy/chat",),
+    "prompt_toolkit": ("qwen_deploy/chat",),
+    "uv": ("qwen_deploy/bundle.py",),
+    "torch": ("service/qwen_service/engines",),
+    "transformers": ("service/qwen_service/engines",),
+    "accelerate": ("service/qwen_service/engines",),
+    "fastapi": ("service/qwen_service",),
+    "uvicorn": ("service/qwen_service",),
+}
+# Below each line stands what it may import; the same line is one layer.
+LAYERS = (
+    {"__main__"},
+    {"cli"},
+    {"rollout", "removal"},
+    {"steps"},
+    {"prospect", "weights", "probes", "converge"},
+    {"plan"},
+    {"preflight", "remote"},
+    {"facts", "share", "chat"},
+    {"release", "commands", "folder", "keys", "parallel", "agent"},
+    {"config"},
+    {"bundle", "manifest", "inventory", "hashes", "safetensors", "host_side"},
+    {"errors"},
+    {"events"},
+    {"__init__"},
+)
+SLOW_TO_IMPORT = ("fabric", "paramiko", "pydantic", "yaml", "ansible_runner", "httpx", "rich")
+MOST_LINES = 400
+
+
+@dataclass(frozen=True)
+class Source:
+    """One module: its place, its text, and every module it imports, wherever in the file."""
+
+    name: str
+    text: str
+    tree: ast.Module
+    imports: frozenset[str]
+
+    @property
+    def packages(self) -> set[str]:
+        return {name.split(".")[0] for name in self.imports}
+
+    @property
+    def module(self) -> str:
+        """The controller's module or package that it is or lies in."""
+        return self.name.split("/")[1].removesuffix(".py")
+
+
+def read(path: Path) -> Source:
+    text = path.read_text()
+    tree = ast.parse(text)
+    return Source(str(path.relative_to(ROOT)), text, tree, frozenset(imports(tree)))
+
+
+def imports(tree: ast.Module) -> Iterator[str]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+CONTROLLER = [read(path) for path in sorted((ROOT / "qwen_deploy").rglob("*.py"))]
+ON_HOSTS = [read(path) for path in sorted((ROOT / "service").glob("qwen_*/**/*.py"))]
+MODULES = [*CONTROLLER, *ON_HOSTS]
+
+
+def test_a_dependency_is_imported_at_its_one_edge() -> None:
+    outside = [
+        (source.name, package)
+        for source in MODULES
+        for package in source.packages & EDGES.keys()
+        if not source.name.startswith(EDGES[package])
+    ]
+    assert not outside
+
+
+def test_the_three_packages_know_only_themselves() -> None:
+    packages = {"qwen_deploy", "qwen_service", "qwen_weights"}
+    for source in MODULES:
+        own = {part for part in source.name.split("/") if part in packages}
+        assert source.packages & packages <= own, source.name
+
+
+def layer_of(module: str) -> int:
+    (layer,) = (number for number, names in enumerate(LAYERS) if module in names)
+    return layer
+
+
+def test_the_controller_imports_downward_only() -> None:
+    upward = [
+        (source.name, other)
+        for source in CONTROLLER
+        for other in {
+            name.split(".")[1] for name in source.imports if name.startswith("qwen_deploy.")
+        }
+        if other not in (source.module, "__version__")
+        if layer_of(other) <= layer_of(source.module)
+    ]
+    assert not upward
+
+
+def test_every_module_of_the_controller_has_its_layer() -> None:
+    assert {source.module for source in CONTROLLER} == set().union(*LAYERS)
+
+
+def test_a_module_says_what_it_owns_and_stays_small() -> None:
+    assert [one.name for one in MODULES if not ast.get_docstring(one.tree)] == []
+    assert [one.name for one in MODULES if one.text.count("\n") >= MOST_LINES] == []
+
+
+def test_only_the_command_line_prints() -> None:
+    """Programs for hosts print what they are asked; `chat` is given its streams."""
+    printing = [
+        source.name
+        for source in CONTROLLER
+        if source.module not in ("cli", "host_side", "__main__")
+        for node in ast.walk(source.tree)
+        if isinstance(node, ast.Name | ast.Attribute)
+        if ast.unparse(node) in ("print", "sys.stdout", "sys.stderr")
+    ]
+    assert not printing
+
+
+def test_help_needs_nothing_that_is_slow_to_import() -> None:
+    program = "import sys, qwen_deploy.cli.app; print(*sys.modules)"
+    argv = [sys.executable, "-c", program]
+    done = subprocess.run(argv, capture_output=True, text=True, check=True, cwd=ROOT)
+    assert not {name.split(".")[0] for name in done.stdout.split()} & set(SLOW_TO_IMPORT)
