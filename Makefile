@@ -12,7 +12,7 @@ export LC_ALL := C.UTF-8
 # Models of the tests are tiny: more threads than one only wait for each other.
 export OMP_NUM_THREADS := 1
 
-.PHONY: help demo test lint bench lab fixture clean lab-programs
+.PHONY: help demo test lint bench lab fixture clean lab-programs test-programs
 .DEFAULT_GOAL := help
 
 help: ## Say what each target does
@@ -21,7 +21,7 @@ help: ## Say what each target does
 demo: $(INSTALLED) lab-programs ## Bring a throw-away host up, ask it 你好, show what it says (90 s)
 	@$(BIN)/python -m tests.demo
 
-test: $(INSTALLED) lab-programs ## Run every test, or those of T="tests/unit -k name"
+test: $(INSTALLED) test-programs ## Run every test, or those of T="tests/unit -k name"
 	$(SAY) pytest $(T)
 	@$(BIN)/python -m pytest $(T)
 
@@ -52,8 +52,9 @@ clean: ## Remove .venv, build and caches of this folder
 
 $(INSTALLED): pyproject.toml service/pyproject.toml
 	$(SAY) installing the Python packages into .venv, about a minute
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "error: needs python 3.11")'
 	@$(PYTHON) -m tests.install python
 	@touch $@
 
-lab-programs:
-	@$(PYTHON) -m tests.install lab
+lab-programs test-programs: %-programs:
+	@$(PYTHON) -m tests.install $*

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
@@ -23,6 +24,8 @@ from qwen_deploy.inventory import Host
 
 # Root's, and gone after a reboot like the jobs themselves.
 ASYNC_DIR = "/run/qwen-deploy-async"
+# How often the library asks whether to go on.
+CANCEL_SECONDS = 1
 Status = Literal["done", "failed", "unreachable", "canceled"]
 
 _OUTCOMES: Mapping[str, TaskOutcome] = {
@@ -95,8 +98,8 @@ def _message(result: Mapping[str, Any]) -> str:
     items = [_message(item) for item in result.get("results", ()) if item.get("failed")]
     if items:
         return "\n".join(items)
-    said = result.get("stderr") or result.get("module_stderr") or ""
-    return str(said or result.get("msg") or result.get("stdout") or "").strip()
+    places = ("stderr", "module_stderr", "msg", "stdout", "censored")
+    return str(next((result[place] for place in places if result.get(place)), "")).strip()
 
 
 class Converge:
@@ -127,17 +130,16 @@ class Converge:
                 envvars=self._environment(directory),
                 event_handler=progress.handle,
                 cancel_callback=is_canceled,
+                settings={"pexpect_timeout": CANCEL_SECONDS},
                 quiet=True,
                 json_mode=True,
             )
-            unexplained = "" if progress.failure[0] else _tail(run.stdout.read())
-        task, message = progress.failure
-        return Converged(
-            _status(run.status, progress.unreachable),
-            progress.changed,
-            task,
-            message or unexplained,
-        )
+            status = _status(run.status, progress.unreachable)
+            task, message = progress.failure
+            if status == "failed" and not task:
+                with run.stdout as output:
+                    message = _tail(output.read())
+        return Converged(status, progress.changed, task, message)
 
     def _host_variables(self) -> dict[str, Any]:
         target = self._target
@@ -161,6 +163,8 @@ class Converge:
             "ANSIBLE_CONFIG": str(bundle.playbooks_dir() / "ansible.cfg"),
             "ANSIBLE_HOME": str(directory / "home"),
             "ANSIBLE_SSH_CONTROL_PATH_DIR": str(directory / "cp"),
+            # ansible-runner would set it to False.
+            "ANSIBLE_HOST_KEY_CHECKING": "True",
             # Ansible refuses to run under a locale that is not UTF-8.
             "LC_ALL": "C.UTF-8",
         }
@@ -200,7 +204,15 @@ def _private_directory(files: Mapping[str, bytes]) -> Iterator[Path]:
             _write_private(directory / "run" / name, data)
         yield directory
     finally:
+        _hang_up(directory)
         shutil.rmtree(directory, ignore_errors=True)
+
+
+def _hang_up(directory: Path) -> None:
+    """Ends the connections that `ssh` keeps open; a canceled run leaves its task's open too."""
+    for control in directory.glob("cp/*"):
+        argv = ["ssh", "-O", "exit", "-o", f"ControlPath={control}", "any-host"]
+        subprocess.run(argv, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
 def _write_private(path: Path, data: bytes) -> None:

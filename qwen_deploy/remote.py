@@ -10,10 +10,9 @@ import base64
 import contextlib
 import getpass
 import hashlib
-import os
-import pwd
 import socket
 import threading
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,30 +22,21 @@ import paramiko
 from fabric import Config, Connection
 from paramiko.hostkeys import HostKeyEntry
 
-from qwen_deploy import commands
-from qwen_deploy.errors import AuthRefused, HostKeyChanged, HostKeyUnknown, Unreachable
+from qwen_deploy import commands, tunnel
+from qwen_deploy.errors import (
+    AuthRefused,
+    HostKeyChanged,
+    HostKeyUnknown,
+    Unreachable,
+    UsageError,
+)
 from qwen_deploy.inventory import Host
+from qwen_deploy.openssh import SshSettings, destination
 
 KEEPALIVE_SECONDS = 10
 # Unacknowledged data ends a dead connection after this long (tcp(7), TCP_USER_TIMEOUT).
 SILENCE_SECONDS = 30
 HEARTBEAT_SECONDS = 15
-
-
-@dataclass(frozen=True, slots=True)
-class SshSettings:
-    """How to reach hosts. `jump` is `[user@]address[:port]`, as `ssh -J` takes it."""
-
-    user: str | None = None
-    key_file: Path | None = None
-    config_file: Path | None = None
-    jump: Host | None = None
-    connect_seconds: float = 10.0
-    accept_new_host_key: bool = False
-    sudo_password: str | None = None
-
-    def __repr__(self) -> str:
-        return f"SshSettings(user={self.user!r}, key_file={self.key_file!r}, jump={self.jump!r})"
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,39 +99,44 @@ class Session:
         return str(self._connection.user)
 
     def close(self) -> None:
-        self._connection.close()
-        if isinstance(self._connection.gateway, Connection):
-            self._connection.gateway.close()
+        for hop in _hops(self._connection):
+            hop.close()
 
     def run(
         self, argv: Sequence[str], *, root: bool = False, stdin: bytes = b"", timeout: float = 120
     ) -> Completed:
         """Runs one command to its end. Raises Unreachable if the connection dies or is silent."""
-        with self._lost_connection():
-            channel = self._start(argv, root=root, stdin=stdin)
-            channel.shutdown_write()
+        with self._lost_connection(), self._start(argv, root=root) as channel:
             channel.settimeout(timeout)
             errors: list[bytes] = []
-            drain = threading.Thread(target=_drain, args=(channel, errors), daemon=True)
-            drain.start()
+            # All three at once: each side may have to wait for another.
+            others = [
+                threading.Thread(target=_feed, args=(channel, stdin), daemon=True),
+                threading.Thread(target=_drain, args=(channel, errors), daemon=True),
+            ]
+            for other in others:
+                other.start()
             output = b"".join(iter(lambda: channel.recv(65536), b""))
-            drain.join(timeout)
-            status = channel.recv_exit_status()
-        done = Completed(
-            status, output.decode("utf-8", "replace"), b"".join(errors).decode("utf-8", "replace")
-        )
+            for other in others:
+                other.join(timeout)
+            status = _status(channel)
+        done = Completed(status, _text(output), _text(b"".join(errors)))
         if root:
             self._check_sudo(done)
         return done
 
     def stream(self, argv: Sequence[str], *, root: bool = False) -> Iterator[str]:
         """Yields lines as they come, until the command ends."""
-        with self._lost_connection():
-            channel = self._start(argv, root=root)
+        last: deque[str] = deque(maxlen=5)
+        with self._lost_connection(), self._start(argv, root=root) as channel:
             channel.set_combine_stderr(True)
-            with channel.makefile("r") as lines:
+            with channel.makefile("rb") as lines:
                 for line in lines:
-                    yield line.rstrip("\n")
+                    last.append(_text(line))
+                    yield last[-1].rstrip("\n")
+            status = _status(channel)
+        if root:
+            self._check_sudo(Completed(status, "", "".join(last)))
 
     @contextlib.contextmanager
     def hold(self, argv: Sequence[str]) -> Iterator[tuple[str, int | None]]:
@@ -149,11 +144,11 @@ class Session:
         ended at once, its exit status."""
         with self._lost_connection():
             channel = self._start(argv, root=True)
-            with channel.makefile("r") as lines:
-                first = lines.readline().strip()
-        ended = channel.recv_exit_status() if first != "held" else None
+            with channel.makefile("rb") as lines:
+                first = _text(lines.readline()).strip()
+            ended = _status(channel) if first != "held" else None
         if ended is not None:
-            stderr = channel.recv_stderr(65536).decode("utf-8", "replace")
+            stderr = _text(channel.recv_stderr(65536))
             self._check_sudo(Completed(ended, first, stderr))
         stop = threading.Event()
         beat = threading.Thread(target=_beat, args=(channel, stop), daemon=True)
@@ -170,7 +165,7 @@ class Session:
         transport = self._transport
 
         def accept(channel: Any, _origin: Any, _server: Any) -> None:
-            threading.Thread(target=_join, args=(channel, local_port), daemon=True).start()
+            tunnel.serve(channel, local_port)
 
         try:
             port = transport.request_port_forward("127.0.0.1", 0, accept)
@@ -189,27 +184,27 @@ class Session:
     @contextlib.contextmanager
     def forward_local(self, port: int, address: str = "127.0.0.1") -> Iterator[int]:
         """A port of this machine's loopback that reaches `address:port` as seen from the host."""
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            local_port: int = free.getsockname()[1]
-        with self._connection.forward_local(
-            local_port, remote_port=port, remote_host=address, local_host="127.0.0.1"
-        ):
+        transport = self._transport
+
+        def open_channel(origin: Any) -> Any:
+            with contextlib.suppress(paramiko.SSHException):
+                return transport.open_channel("direct-tcpip", (address, port), origin)
+
+        with tunnel.listening(open_channel) as local_port:
             yield local_port
 
     @property
     def _transport(self) -> Any:
         return self._connection.transport
 
-    def _start(self, argv: Sequence[str], *, root: bool = False, stdin: bytes = b"") -> Any:
+    def _start(self, argv: Sequence[str], *, root: bool = False) -> Any:
         channel = self._connection.create_session()
         with_password = self._sudo_password is not None
         command = commands.as_root(argv, with_password=with_password) if root else argv
         channel.exec_command(commands.quote(command))
         if root and with_password:
-            channel.sendall(f"{self._sudo_password}\n".encode())
-        if stdin:
-            channel.sendall(stdin)
+            with contextlib.suppress(OSError):  # it ended already, and will say why
+                channel.sendall(f"{self._sudo_password}\n".encode())
         return channel
 
     def _check_sudo(self, done: Completed) -> None:
@@ -225,11 +220,34 @@ class Session:
     def _lost_connection(self) -> Iterator[None]:
         try:
             yield
+        except TimeoutError as error:
+            message = f"`{self.host}` was silent for too long"
+            raise Unreachable(message, host=self.host.name) from error
         except (OSError, EOFError, paramiko.SSHException) as error:
             raise Unreachable(
                 f"lost the connection to `{self.host}`: {str(error) or 'it was closed'}",
                 host=self.host.name,
             ) from error
+
+
+def _text(data: bytes) -> str:
+    return data.decode("utf-8", "replace")
+
+
+def _status(channel: Any) -> int:
+    """The exit status, or -1 for a command that a signal ended."""
+    status: int = channel.recv_exit_status()
+    # A channel that closed without an end of its output went down with its connection.
+    if status == -1 and not channel.eof_received:
+        raise EOFError
+    return status
+
+
+def _feed(channel: Any, stdin: bytes) -> None:
+    # A command may end without having read everything.
+    with contextlib.suppress(OSError, EOFError):
+        channel.sendall(stdin)
+        channel.shutdown_write()
 
 
 def _drain(channel: Any, into: list[bytes]) -> None:
@@ -243,32 +261,16 @@ def _beat(channel: Any, stop: threading.Event) -> None:
             channel.sendall(b"\n")
 
 
-def _join(channel: Any, local_port: int) -> None:
-    """Copies both ways between a forwarded channel and a local port until either side closes."""
-    with (
-        contextlib.suppress(OSError, EOFError),
-        channel,
-        socket.create_connection(("127.0.0.1", local_port)) as local,
-    ):
-        upward = threading.Thread(target=_copy, args=(channel, local), daemon=True)
-        upward.start()
-        _copy(local, channel)
-
-
-def _copy(source: Any, sink: Any) -> None:
-    with contextlib.suppress(OSError, EOFError):
-        while chunk := source.recv(1 << 16):
-            sink.sendall(chunk)
-        sink.shutdown(socket.SHUT_WR)
-
-
 def connect(host: Host, settings: SshSettings) -> Session:
     """Opens a session; every way this can fail has its own error (see errors.py)."""
+    for name, path in (("key_file", settings.key_file), ("config_file", settings.config_file)):
+        if path is not None and not path.is_file():
+            raise UsageError(f"ssh/{name}: {path}: no such file")
     connection = _connection(host, settings, gateway=settings.jump)
     try:
         connection.open()
     except paramiko.BadHostKeyException as error:
-        raise _changed_key(host, error) from error
+        raise _changed_key(host, connection, error) from error
     except _UnknownKey as error:
         raise _unknown_key(host, error) from error
     except (paramiko.AuthenticationException, paramiko.PasswordRequiredException) as error:
@@ -289,14 +291,6 @@ def connect(host: Host, settings: SshSettings) -> Session:
     return Session(host, connection, settings.sudo_password)
 
 
-def destination(host: Host, settings: SshSettings) -> str:
-    """What a person would write after `ssh` to get to the same place."""
-    user = host.user or settings.user
-    words = [f"-p {host.port}"] if host.port else []
-    words += [f"-i {settings.key_file}"] if settings.key_file else []
-    return " ".join([*words, f"{user}@{host.address}" if user else host.address])
-
-
 def _connection(host: Host, settings: SshSettings, gateway: Host | None) -> Connection:
     config = Config(
         runtime_ssh_path=str(settings.config_file) if settings.config_file else None,
@@ -311,11 +305,16 @@ def _connection(host: Host, settings: SshSettings, gateway: Host | None) -> Conn
         gateway=_connection(gateway, settings, None) if gateway else None,
         connect_kwargs={**keys, "banner_timeout": settings.connect_seconds * 2},
     )
-    hop: Any = connection
-    while isinstance(hop, Connection):
+    for hop in _hops(connection):
         _check_host_keys(hop, settings)
-        hop = hop.gateway
     return connection
+
+
+def _hops(connection: Any) -> Iterator[Connection]:
+    """The connection and those through which it goes."""
+    while isinstance(connection, Connection):
+        yield connection
+        connection = connection.gateway
 
 
 def _check_host_keys(connection: Connection, settings: SshSettings) -> None:
@@ -328,12 +327,18 @@ def _check_host_keys(connection: Connection, settings: SshSettings) -> None:
     connection.client.set_missing_host_key_policy(policy)
 
 
-def _changed_key(host: Host, error: paramiko.BadHostKeyException) -> HostKeyChanged:
+def _changed_key(
+    host: Host, connection: Connection, error: paramiko.BadHostKeyException
+) -> HostKeyChanged:
+    ports = {hop.host: hop.port for hop in _hops(connection)}
+    port = ports.get(error.hostname, 22)
+    known_as = error.hostname if port == 22 else f"[{error.hostname}]:{port}"
     return HostKeyChanged(
         f"the host key of `{host}` has changed: known as {fingerprint(error.expected_key)}, "
         f"now {fingerprint(error.key)}",
         host=host.name,
-        hint=f"find out why; if the host was installed anew: ssh-keygen -R {error.hostname!r}",
+        hint="find out why; if the host was installed anew: "
+        + commands.quote(["ssh-keygen", "-R", known_as]),
     )
 
 
@@ -361,28 +366,8 @@ def _reason(connection: Connection, error: Exception) -> str:
         return f"no answer from {connection.host}:{connection.port}"
     if isinstance(error, socket.gaierror):
         return f"no address is known for {connection.host}"
-    causes = getattr(error, "errors", {})
-    return "; ".join(sorted({str(cause) for cause in causes.values()})) or str(error) or "closed"
-
-
-def openssh_arguments(settings: SshSettings) -> str:
-    """The same choices as arguments for the `ssh` program, which Ansible runs."""
-    home = Path("~").expanduser()
-    words = []
-    config_file = settings.config_file
-    # OpenSSH takes the home folder from the user database, everything else from $HOME.
-    if home != Path(pwd.getpwuid(os.getuid()).pw_dir):
-        own = home / ".ssh" / "config"
-        config_file = config_file or (own if own.is_file() else None)
-        words += ["-o", f"UserKnownHostsFile={home / '.ssh' / 'known_hosts'}"]
-    words += ["-F", str(config_file)] if config_file else []
-    words += ["-o", f"ConnectTimeout={int(settings.connect_seconds)}"]
-    words += ["-o", "ServerAliveInterval=10", "-o", "ServerAliveCountMax=3"]
-    if settings.jump:
-        jump = settings.jump
-        user = jump.user or settings.user
-        words += ["-J", f"{user + '@' if user else ''}{jump.address}:{jump.port or 22}"]
-    return commands.quote(words)
+    causes = {getattr(cause, "strerror", None) for cause in getattr(error, "errors", {}).values()}
+    return "; ".join(sorted(filter(None, causes))) or str(error) or "closed"
 
 
 def operator() -> str:

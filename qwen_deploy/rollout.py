@@ -18,11 +18,10 @@ from qwen_deploy.errors import (
     QwenDeployError,
     Refused,
     RolloutFailed,
-    Unreachable,
 )
 from qwen_deploy.events import HostFinished, KeyCreated, Outcome
 from qwen_deploy.facts import Facts
-from qwen_deploy.prospect import Prospect, Wanted, ask, look, refuse, untouched
+from qwen_deploy.prospect import EVIDENCE_LINES, Prospect, Wanted, ask, look, refuse, untouched
 from qwen_deploy.remote import Session
 from qwen_deploy.steps import Run
 
@@ -83,11 +82,13 @@ def _not_converged(prospect: Prospect, converged: Converged) -> QwenDeployError:
     if converged.status == "canceled":
         return Interrupted(f"interrupted at `{task or 'the first task'}`", host=host)
     if converged.status == "unreachable":
-        return Unreachable(f"lost the connection to `{host}` at `{task}`", host=host)
+        message = f"lost the connection to `{host}` at `{task}`"
+    else:
+        message = f"`{task or 'the playbook'}` failed on `{host}`"
     return QwenDeployError(
-        f"`{task or 'the playbook'}` failed on `{host}`",
+        message,
         host=host,
-        evidence=tuple(converged.message.splitlines()[-5:]),
+        evidence=tuple(converged.message.splitlines()[-EVIDENCE_LINES:]),
         origin=f"output of the task on {host}",
     )
 

@@ -240,6 +240,11 @@ class FakeSession(Session):
             self.fake.note("send weights" if stdin else "stop sending")
         return Completed(0, "", "")
 
+    def stream(self, argv: Sequence[str], *, root: bool = False) -> Iterator[str]:
+        for line in self.fake.journal:
+            self.fake.note("line")
+            yield line
+
     def _facts(self, question: Mapping[str, Any]) -> Completed:
         service = self.fake.raw["service"]
         if service and question["probe"] != "completion":

@@ -1,4 +1,4 @@
-"""`python3 -m tests.install python|lab`: what the Makefile's targets need, installed where absent.
+"""`python3 -m tests.install python|lab|test`: installs what the Makefile's targets need.
 
 Runs on a bare Debian with the standard library alone; takes addresses from this machine's own pip
 and apt configuration. Does not know what the targets do.
@@ -11,7 +11,7 @@ import shutil
 import subprocess
 import sys
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from tests import pip_settings
@@ -26,7 +26,11 @@ CPU_BUILD = ("--torch-backend", "cpu")
 
 
 def main() -> None:
-    steps = {"python": install_python_packages, "lab": install_lab_packages}
+    steps = {
+        "python": install_python_packages,
+        "lab": install_lab_packages,
+        "test": install_test_packages,
+    }
     steps[sys.argv[1]]()
 
 
@@ -37,7 +41,7 @@ def install_python_packages() -> None:
         _run(sys.executable, "-m", "venv", "--without-pip", VENV)
     if subprocess.run([sys.executable, "-m", "pip", "--version"], capture_output=True).returncode:
         _apt_install(["python3-pip"])
-    _run(*_pip(), "install", "--quiet", "--disable-pip-version-check", _pinned("uv"))
+    _run(*_pip(), "install", "--disable-pip-version-check", _pinned("uv"))
     pip = pip_settings.load()
     has_own_places = pip.find_links or pip.extra_index_urls
     _run(
@@ -52,23 +56,36 @@ def install_python_packages() -> None:
 
 def install_lab_packages() -> None:
     """The programs with which the lab makes, boots and connects its hosts."""
+    _apt_install(_missing(PACKAGE_OF_PROGRAM))
+
+
+def install_test_packages() -> None:
+    """Those of the lab, and sshd: tests start their own, and the machine gets no server of it."""
+    missing = _missing({"sshd": "openssh-server"})
+    for unit in ("ssh.service", "ssh.socket") if missing else ():
+        mask = Path("/etc/systemd/system") / unit
+        if not mask.exists():
+            mask.parent.mkdir(parents=True, exist_ok=True)
+            mask.symlink_to("/dev/null")
+    _apt_install([*_missing(PACKAGE_OF_PROGRAM), *missing])
+
+
+def _missing(package_of_program: Mapping[str, str]) -> list[str]:
     path = f"{os.environ.get('PATH', os.defpath)}:{ADMINISTRATION_FOLDERS}"
-    missing = {
-        package
-        for program, package in PACKAGE_OF_PROGRAM.items()
-        if not shutil.which(program, path=path)
-    }
-    if missing:
-        _apt_install(sorted(missing))
+    needed = package_of_program.items()
+    return sorted({package for program, package in needed if not shutil.which(program, path=path)})
 
 
 def _apt_install(packages: Sequence[str]) -> None:
+    if not packages:
+        return
     if os.geteuid() != 0:
         sys.exit(f"error: root is needed for: apt-get install {' '.join(packages)}")
-    environment = {"DEBIAN_FRONTEND": "noninteractive"}
+    environment = {"DEBIAN_FRONTEND": "noninteractive", "DEBCONF_NOWARNINGS": "yes"}
     _say(f"apt-get install {' '.join(packages)}")
-    _run("apt-get", "update", "-qq", environment=environment)
-    install = ("apt-get", "install", "-qq", "--yes", "--no-install-recommends")
+    apt = ("apt-get", "-qq", "-o", "DPkg::Lock::Timeout=300")
+    _run(*apt, "update", environment=environment)
+    install = (*apt, "install", "--yes", "--no-install-recommends")
     _run(*install, *packages, environment=environment, output=subprocess.DEVNULL)
 
 

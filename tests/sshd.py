@@ -18,6 +18,7 @@ from pathlib import Path
 from tests.wire import refusing_port
 
 PROGRAM = "/usr/sbin/sshd"
+ADDRESSES = ("127.0.0.1", "127.0.0.2")
 START_SECONDS = 20
 POLL_SECONDS = 0.02
 
@@ -47,7 +48,8 @@ class Sshd:
         """Knows the host, and has its key where SSH looks for one."""
         (home / ".ssh").mkdir(parents=True, mode=0o700)
         shutil.copy(self.key_path, home / ".ssh" / "id_ed25519")
-        (home / ".ssh" / "known_hosts").write_text(f"[127.0.0.1]:{self.port} {self.host_key}\n")
+        names = ",".join(f"[{address}]:{self.port}" for address in ADDRESSES)
+        (home / ".ssh" / "known_hosts").write_text(f"{names} {self.host_key}\n")
         return home
 
 
@@ -69,7 +71,7 @@ def running_sshd(folder: Path, *settings: str) -> Iterator[Sshd]:
             [
                 *settings,
                 f"Port {port}",
-                "ListenAddress 127.0.0.1",
+                *(f"ListenAddress {address}" for address in ADDRESSES),
                 f"HostKey {folder / 'host'}",
                 f"AuthorizedKeysFile {folder / 'client.pub'}",
                 "PidFile none",
@@ -83,7 +85,7 @@ def running_sshd(folder: Path, *settings: str) -> Iterator[Sshd]:
         )
         + "\n"
     )
-    argv = [PROGRAM, "-D", "-f", folder / "config", "-E", folder / "log"]
+    argv = [PROGRAM, "-D", "-f", str(folder / "config"), "-E", str(folder / "log")]
     with subprocess.Popen(argv) as process:
         try:
             _wait_until_it_listens(process, port, folder / "log")

@@ -17,8 +17,9 @@ if TYPE_CHECKING:
     from qwen_deploy.cli.output import Output
     from qwen_deploy.config import Deployment
     from qwen_deploy.events import HostFinished
+    from qwen_deploy.openssh import SshSettings
     from qwen_deploy.prospect import Prospect, Wanted
-    from qwen_deploy.remote import Session, SshSettings
+    from qwen_deploy.remote import Session
     from qwen_deploy.steps import Run
 
 YES = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
@@ -242,7 +243,7 @@ def _print_results(out: Output, results: Sequence[HostFinished]) -> None:
 def _run(
     out: Output, settings: SshSettings, session: Session, is_interrupted: Callable[[], bool]
 ) -> Run:
-    from qwen_deploy import remote
+    from qwen_deploy import openssh, remote
     from qwen_deploy.converge import Converge, Target
     from qwen_deploy.steps import Run
 
@@ -250,7 +251,7 @@ def _run(
         host=session.host,
         user=session.user,
         key_file=settings.key_file,
-        ssh_arguments=remote.openssh_arguments(settings),
+        ssh_arguments=openssh.arguments(settings),
         become=session.user != "root",
         sudo_password=settings.sudo_password,
     )

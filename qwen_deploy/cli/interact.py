@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from qwen_deploy.cli.options import Common, command, open_sessions
-from qwen_deploy.errors import NeedsAttention, UsageError
+from qwen_deploy.cli.options import Common, all_or_error, command, open_sessions
+from qwen_deploy.errors import NeedsAttention, QwenDeployError, UsageError
 
 if TYPE_CHECKING:
     from qwen_deploy.chat.client import Endpoint
@@ -40,22 +40,37 @@ def logs(
     argv = commands.journal("qwen.service", lines=lines, since=since, follow=follow)
     deployment = common.deployment()
     with open_sessions(common.hosts(deployment), common.ssh(deployment), common.out) as sessions:
+        ended: list[QwenDeployError | BrokenPipeError] = []
         readers = [
-            threading.Thread(target=_copy, args=(session, argv, len(sessions) > 1), daemon=True)
+            threading.Thread(target=_copy, args=(session, argv, len(sessions) > 1, ended))
             for session in sessions
         ]
         for reader in readers:
+            reader.daemon = True  # Ctrl-C waits for none of them
             reader.start()
         for reader in readers:
             reader.join()
+        for error in ended:
+            if isinstance(error, BrokenPipeError):
+                raise error
+        all_or_error(ended, common.out)
     return 0
 
 
-def _copy(session: Session, argv: list[str], is_one_of_many: bool) -> None:
+def _copy(
+    session: Session,
+    argv: list[str],
+    is_one_of_many: bool,
+    ended: list[QwenDeployError | BrokenPipeError],
+) -> None:
+    """Runs in a thread, so it leaves the error that ended it behind."""
     prefix = f"{session.host}  " if is_one_of_many else ""
-    for line in session.stream(argv, root=True):
-        sys.stdout.write(f"{prefix}{line}\n")
-        sys.stdout.flush()
+    try:
+        for line in session.stream(argv, root=True):
+            sys.stdout.write(f"{prefix}{line}\n")
+            sys.stdout.flush()
+    except (QwenDeployError, BrokenPipeError) as error:
+        ended.append(error)
 
 
 def chat(

@@ -19,7 +19,8 @@ from qwen_deploy.errors import QwenDeployError, UsageError, gravest
 if TYPE_CHECKING:
     from qwen_deploy.config import Deployment
     from qwen_deploy.inventory import Host
-    from qwen_deploy.remote import Session, SshSettings
+    from qwen_deploy.openssh import SshSettings
+    from qwen_deploy.remote import Session
 
 Result = TypeVar("Result")
 
@@ -108,7 +109,7 @@ class Common:
 
     def ssh(self, deployment: Deployment) -> SshSettings:
         from qwen_deploy.inventory import parse_host
-        from qwen_deploy.remote import SshSettings
+        from qwen_deploy.openssh import SshSettings
 
         ssh = deployment.ssh
         return SshSettings(

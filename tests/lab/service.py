@@ -10,8 +10,12 @@ from openai import OpenAI
 from tests.lab import Host
 
 ROOT = "/opt/qwen-deploy"
-LASTING = ["/etc", "/opt", "/root", "/home", "/usr/local", "/srv", "/var/lib", "/var/cache", "/run"]
-OF_SYSTEM = ["/var/lib/apt", "/var/lib/dpkg", "/var/lib/systemd", "/var/cache/apt", "/run/systemd"]
+LASTING = ("/etc", "/opt", "/root", "/home", "/usr/local", "/srv", "/var/lib", "/var/cache", "/run")
+# What the system itself writes as packages come and go and people log in.
+OF_SYSTEM = (
+    *("/var/lib/apt", "/var/lib/dpkg", "/var/lib/systemd", "/var/cache/apt"),
+    *("/run/systemd", "/run/agetty.reload", "/run/motd.dynamic"),
+)
 
 
 def client(host: Host, key: str, port: int = 8000) -> OpenAI:
@@ -52,26 +56,8 @@ def unit(host: Host, name: str = "qwen.service") -> dict[str, str]:
 
 def snapshot(host: Host) -> dict[str, str]:
     """Everything of the host that a removal must bring back, as one text a matter."""
-    lasting = [
-        "/etc",
-        "/opt",
-        "/root",
-        "/home",
-        "/usr/local",
-        "/srv",
-        "/var/lib",
-        "/var/cache",
-        "/run",
-    ]
-    of_system = (
-        "/var/lib/apt",
-        "/var/lib/dpkg",
-        "/var/lib/systemd",
-        "/var/cache/apt",
-        "/run/systemd",
-    )
-    skipped = [word for path in of_system for word in ("-path", path, "-prune", "-o")]
-    files = host.run(["find", *lasting, *skipped, "-print"]).stdout
+    skipped = [word for path in OF_SYSTEM for word in ("-path", path, "-prune", "-o")]
+    files = host.run(["find", *LASTING, *skipped, "-print"]).stdout
     return {
         "files": "\n".join(sorted(files.splitlines())),
         "packages": host.run(["dpkg-query", "-W", "-f", "${Package} ${Status}\n"]).stdout,

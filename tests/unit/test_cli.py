@@ -24,7 +24,8 @@ from qwen_deploy.errors import AuthRefused, Unreachable
 from qwen_deploy.events import Event
 from qwen_deploy.inventory import Host, parse_host
 from qwen_deploy.keys import UserKey
-from qwen_deploy.remote import Session, SshSettings
+from qwen_deploy.openssh import SshSettings
+from qwen_deploy.remote import Session
 from tests.fakes import FakeConverge, FakeHost, FakeSession
 from tests.model_folder import make_model
 
@@ -64,8 +65,6 @@ def program(
 
     return call
 
-
-# What goes wrong before any host is met.
 
 NO_HOST = """\
 error: no host is named: give --host, or `hosts` in qwen-deploy.yml
@@ -153,22 +152,17 @@ def test_the_version_is_printed(program: Program) -> None:
     assert re.fullmatch(r"qwen-deploy \d+\.\d+\.\d+\n", program("--version").out)
 
 
-@pytest.mark.parametrize("name", COMMANDS)
-def test_the_help_of_a_command_ends_with_two_examples(program: Program, name: str) -> None:
-    printed = program(name, "--help")
-    assert printed.code == 0
-    *_, first, second = [block.strip() for block in printed.out.split("\n\n")]
-    for example in (first, second):
-        assert "\n" not in example
-        assert f"qwen-deploy {name}" in example
-
-
-@pytest.mark.parametrize("name", COMMANDS)
-def test_a_command_is_told_in_one_line_that_starts_with_a_verb(program: Program, name: str) -> None:
-    _, purpose, *_ = program(name, "--help").out.split("\n\n")
-    assert len(purpose.strip().splitlines()) == 1
-    assert re.fullmatch(r"  [A-Z][a-z]+ .*\.", purpose)
-    assert f"  {name:<{max(map(len, COMMANDS))}}  {purpose.strip()}\n" in program("--help").out
+def test_the_help_of_each_command_is_one_line_options_and_two_examples(program: Program) -> None:
+    listed = program("--help").out
+    for name in COMMANDS:
+        printed = program(name, "--help")
+        assert printed.code == 0
+        usage, purpose, *_, first, second = printed.out.rstrip().split("\n\n")
+        assert usage.startswith(f"Usage: qwen-deploy {name} [OPTIONS]")
+        assert re.fullmatch(r"  [A-Z][a-z]+ .*\.", purpose), "one line that starts with a verb"
+        assert f"  {name:<{max(map(len, COMMANDS))}}{purpose}\n" in listed, "uncut"
+        for example in (first, second):
+            assert re.fullmatch(rf"  .*\bqwen-deploy {name}\b.*", example)
 
 
 def test_init_writes_a_file_that_the_other_commands_read(program: Program) -> None:
@@ -196,9 +190,6 @@ def test_init_says_where_it_cannot_write(program: Program) -> None:
 
 def test_docs_are_the_reference(program: Program) -> None:
     assert program("docs") == Printed(0, config.reference(), "")
-
-
-# Hosts, each a fake behind the real program.
 
 
 @dataclass
@@ -439,6 +430,21 @@ def test_releases_and_history_tell_what_lies_on_the_hosts(program: Program, site
     assert program("history", "--host", "gpu-2") == Printed(0, "", "")
 
 
+def test_logs_name_the_host_where_there_are_several(program: Program, site: Site) -> None:
+    site.hosts["gpu-1"].journal = ("一", "two")
+    site.hosts["gpu-2"].journal = ("three",)
+    assert program("logs", "--host", "gpu-1") == Printed(0, "一\ntwo\n", "")
+    lines = program("logs").out.splitlines()
+    assert sorted(lines) == ["gpu-1  two", "gpu-1  一", "gpu-2  three"]
+
+
+def test_logs_that_end_with_their_connection_are_a_failure(program: Program, site: Site) -> None:
+    site.hosts["gpu-1"].journal = ("one", "never seen")
+    site.hosts["gpu-1"].lost_after = "line"
+    printed = program("logs", "--host", "gpu-1", "-f")
+    assert printed == Printed(4, "one\n", "error: lost the connection to `gpu-1`: it was closed\n")
+
+
 def test_a_rollback_has_its_table(program: Program, site: Site) -> None:
     for release_id in ("r-00000001", OLD):
         site.hosts["gpu-1"].has_proven(release_id)
@@ -458,9 +464,6 @@ def test_a_bug_is_told_with_the_place_and_a_file_for_a_report(
     assert f"hint: report it with {path};" in printed.err
     assert path.read_text().startswith("Traceback (most recent call last):\n")
     assert "Traceback" not in printed.err
-
-
-# The process itself.
 
 
 def start(*argv: str, **options: Any) -> subprocess.Popen[str]:

@@ -111,8 +111,8 @@ def test_every_mirror_is_named(readme: str) -> None:
 
 @READMES
 def test_every_target_of_make_is_named(readme: str) -> None:
-    done = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True)
-    targets = {line.split()[1] for line in done.stdout.splitlines()} - {"help"}
+    makefile = (ROOT / "Makefile").read_text("utf-8")
+    targets = set(re.findall(r"^(\w+):.*## ", makefile, re.MULTILINE)) - {"help"}
     development = readme.split("\n## ")[-1]
     assert {name for name in targets if f"`{name}`" in development} == targets
 
