@@ -22,6 +22,7 @@ from qwen_deploy import bundle
 from qwen_deploy.events import Event, TaskDone, TaskOutcome, TaskStarted
 from qwen_deploy.inventory import Host
 
+RUNS_DIR = Path("/tmp")
 # Root's, and gone after a reboot like the jobs themselves.
 ASYNC_DIR = "/run/qwen-deploy-async"
 # How often the library asks whether to go on.
@@ -196,8 +197,10 @@ def _tail(output: str) -> str:
 
 @contextmanager
 def _private_directory(files: Mapping[str, bytes]) -> Iterator[Path]:
+    _sweep()
     # Short, because the control socket of ssh lies inside (unix(7) allows 108 bytes).
-    directory = Path(tempfile.mkdtemp(prefix="qd-", dir="/tmp"))
+    prefix = f"qd-{os.getuid()}-{os.getpid()}-"
+    directory = Path(tempfile.mkdtemp(prefix=prefix, dir=RUNS_DIR))
     try:
         (directory / "run").mkdir(mode=0o700)
         for name, data in files.items():
@@ -206,6 +209,15 @@ def _private_directory(files: Mapping[str, bytes]) -> Iterator[Path]:
     finally:
         _hang_up(directory)
         shutil.rmtree(directory, ignore_errors=True)
+
+
+def _sweep() -> None:
+    """Removes what runs that were killed left behind: secrets may be among it."""
+    for path in RUNS_DIR.glob(f"qd-{os.getuid()}-*-*"):
+        pid = path.name.split("-")[2]
+        is_ours = pid.isdecimal() and path.lstat().st_uid == os.getuid()
+        if is_ours and not Path("/proc", pid).exists():
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def _hang_up(directory: Path) -> None:

@@ -34,7 +34,9 @@ class Plan:
         return not self.steps
 
 
-def make(host: str, facts: Facts, release: Release, wanted: dict[str, str]) -> Plan:
+def make(
+    host: str, facts: Facts, release: Release, wanted: dict[str, str], *, writes_keys: bool
+) -> Plan:
     """`wanted` maps every managed path to the digest it should have."""
     differing = tuple(path for path, digest in wanted.items() if facts.digests.get(path) != digest)
     transfer = missing_bytes(facts, release)
@@ -45,6 +47,7 @@ def make(host: str, facts: Facts, release: Release, wanted: dict[str, str]) -> P
         *_runtime_steps(release, differing),
         *((Step("weights", f"send {_megabytes(transfer)}"),) if transfer else ()),
         *_service_steps(facts, release, differing),
+        *((Step("keys", "write API keys"),) if writes_keys else ()),
         *_unit_steps(facts),
     )
     return Plan(

@@ -58,7 +58,7 @@ class Prospect:
         """Nothing to do, and proven so: the completion came back in the same round trip."""
         answer = self.facts.answer
         is_proven = answer is not None and answer.is_ready and answer.release == self.release.id
-        return self.plan.is_unchanged and self.key_files is None and is_proven
+        return self.plan.is_unchanged and is_proven
 
 
 def want(deployment: Deployment, report: FolderReport, user_key: keys.UserKey) -> Wanted:
@@ -73,13 +73,16 @@ def look(session: Session, wanted: Wanted) -> Prospect:
     host_state = release.host_state(wanted.deployment)
     facts = ask(session, _question(wanted, host_state))
     chosen = wanted.release_for(facts)
+    key_files = _key_files(facts, wanted)
+    managed = {**host_state, **chosen.managed}
+    host = session.host.name
     return Prospect(
         session=session,
         facts=facts,
         release=chosen,
-        plan=plan.make(session.host.name, facts, chosen, {**host_state, **chosen.managed}),
+        plan=plan.make(host, facts, chosen, managed, writes_keys=key_files is not None),
         findings=preflight.inspect(facts, chosen, wanted.deployment.service),
-        key_files=_key_files(facts, wanted),
+        key_files=key_files,
     )
 
 

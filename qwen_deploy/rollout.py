@@ -218,6 +218,9 @@ def _prove_change(
     steps.record(session, run, action, finished)
     if is_ready:
         return finished
+    if readiness and readiness.reason == probes.INTERRUPTED:
+        state = f"{host} was told to serve {target}, which is not proven yet"
+        raise Interrupted(f"interrupted at the {action}", host=host, state=state)
     reason = readiness.reason if readiness else f"`{done.task}` failed: {done.message}"
     raise NeedsAttention(
         f"{target} on `{host}` is not ready: {reason}",

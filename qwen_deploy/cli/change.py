@@ -96,8 +96,9 @@ def up(
     }
     deployment = config.override(deployment, own)
     settings = common.ssh(deployment)
-    with open_sessions(common.hosts(deployment), settings, common.out) as sessions:
-        wanted = _wanted(deployment, replace_key=new_api_key, out=common.out)
+    hosts = common.hosts(deployment)
+    wanted = _wanted(deployment, replace_key=new_api_key)
+    with open_sessions(hosts, settings, common.out) as sessions:
         looked = parallel.each(sessions, lambda session: prospect.look(session, wanted))
         prospects = all_or_error(looked, common.out)
         if not _agreed(prospects, common.out, yes):
@@ -169,7 +170,7 @@ def _change(common: Common, change: Change) -> int:
         return _in_turn(common.out, settings, sessions, change)
 
 
-def _wanted(deployment: Deployment, *, replace_key: bool, out: Output) -> Wanted:
+def _wanted(deployment: Deployment, *, replace_key: bool) -> Wanted:
     from qwen_deploy import folder, keys, prospect
 
     if deployment.model.source is None:

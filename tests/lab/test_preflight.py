@@ -125,6 +125,6 @@ def test_a_plan_without_agreement_changes_nothing(controller: Controller, host: 
     assert "nothing was changed: nobody agreed" in done.stderr
     plan = controller.events("up", expect=3)[0]
     assert [step["stage"] for step in plan["steps"]] == [
-        *("host", "host", "runtime", "runtime", "weights", "service")
+        *("host", "host", "runtime", "runtime", "weights", "service", "keys")
     ]
     assert not host.exists("/opt/qwen-deploy")

@@ -28,7 +28,7 @@ UNITS = {"qwen.service": ACTIVE_UNIT, "qwen.socket": ACTIVE_SOCKET}
 
 
 def plan_for(raw: dict[str, Any]) -> Plan:
-    return plan.make("gpu-1", facts.parse(json.dumps(raw)), RELEASE, WANTED)
+    return plan.make("gpu-1", facts.parse(json.dumps(raw)), RELEASE, WANTED, writes_keys=False)
 
 
 def served(**changes: Any) -> dict[str, Any]:
@@ -185,3 +185,9 @@ def test_a_release_that_could_be_needed_never_expires() -> None:
     audit = [{"release": name, "proven": True} for name in ("r-4", "r-2", "r-1")]
     made = plan_for(served(releases=there, current="r-1", audit=audit))
     assert made.expired == ("/opt/qwen-deploy/releases/r-4",)
+
+
+def test_keys_to_write_are_a_step() -> None:
+    read = facts.parse(json.dumps(served()))
+    made = plan.make("gpu-1", read, RELEASE, WANTED, writes_keys=True)
+    assert made.steps == (Step("keys", "write API keys"),)
