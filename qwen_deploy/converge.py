@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -64,6 +64,7 @@ class _Progress:
     host: str
     emit: Callable[[Event], None]
     changed: int = 0
+    task: str = ""
     failure: tuple[str, str] = ("", "")
     unreachable: bool = False
     seconds: dict[str, float] = field(default_factory=dict)
@@ -74,6 +75,7 @@ class _Progress:
         name, kind = content.get("task", ""), event["event"]
         stage = content.get("role", "").removeprefix("qwen_") or "playbook"
         if kind == "runner_on_start":
+            self.task = name
             self.emit(TaskStarted(self.host, stage, name))
         elif kind in _OUTCOMES and not (
             kind == "runner_on_failed" and content.get("ignore_errors")
@@ -137,6 +139,8 @@ class Converge:
             )
             status = _status(run.status, progress.unreachable)
             task, message = progress.failure
+            if status == "canceled":
+                task = progress.task
             if status == "failed" and not task:
                 with run.stdout as output:
                     message = _tail(output.read())
@@ -215,9 +219,11 @@ def _sweep() -> None:
     """Removes what runs that were killed left behind: secrets may be among it."""
     for path in RUNS_DIR.glob(f"qd-{os.getuid()}-*-*"):
         pid = path.name.split("-")[2]
-        is_ours = pid.isdecimal() and path.lstat().st_uid == os.getuid()
-        if is_ours and not Path("/proc", pid).exists():
-            shutil.rmtree(path, ignore_errors=True)
+        if not pid.isdecimal() or Path("/proc", pid).exists():
+            continue
+        with suppress(FileNotFoundError):  # another run may sweep at the same time
+            if path.lstat().st_uid == os.getuid():
+                shutil.rmtree(path, ignore_errors=True)
 
 
 def _hang_up(directory: Path) -> None:

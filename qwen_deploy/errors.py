@@ -15,14 +15,17 @@ QwenDeployError
 
 from __future__ import annotations
 
-from qwen_deploy.events import Outcome
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from qwen_deploy.events import HostFinished, Outcome
 
 
 class QwenDeployError(Exception):
     """One sentence, and what stands around it in the report of a failure.
 
-    `state` says what the host serves now and `serves` names that release; `hint` is one command or
-    step that helps; `evidence` holds verbatim lines from the host, `origin` says where from.
+    `state` says what the host serves now and `finished` how its change ended; `hint` is one command
+    or step that helps; `evidence` holds verbatim lines from the host, `origin` says where from.
     """
 
     exit_code = 1
@@ -37,7 +40,7 @@ class QwenDeployError(Exception):
         state: str | None = None,
         evidence: tuple[str, ...] = (),
         origin: str | None = None,
-        serves: str | None = None,
+        finished: HostFinished | None = None,
     ) -> None:
         super().__init__(message)
         self.message = message
@@ -46,7 +49,12 @@ class QwenDeployError(Exception):
         self.state = state
         self.evidence = evidence
         self.origin = origin
-        self.serves = serves
+        self.finished = finished
+
+    @property
+    def serves(self) -> str | None:
+        """The proven release that the host serves after the failure, where that is known."""
+        return self.finished.release if self.finished else None
 
 
 class UsageError(QwenDeployError):

@@ -22,7 +22,7 @@ class StageFinished:
     host: str
     stage: str
     seconds: float
-    summary: str = ""
+    summary: str = "done"
 
 
 @dataclass(frozen=True, slots=True)

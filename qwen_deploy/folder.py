@@ -83,6 +83,8 @@ def _files(folder: Path) -> tuple[str, ...]:
         folders[:] = [name for name in folders if _is_wanted(place / name)]
         paths += [str(place / name) for name in (*names, *folders) if _is_wanted(place / name)]
     files = [path for path in paths if _is_file(folder / path)]
+    for path in files:
+        _refuse_strangers(folder, folder / path)
     if any(path.endswith(".safetensors") for path in files):
         files = [path for path in files if not path.endswith(_PICKLES)]
     return tuple(sorted(files))
@@ -110,6 +112,18 @@ def _is_file(path: Path) -> bool:
     raise FolderRefused(f"{path} is neither a file nor a folder of this model")
 
 
+def _refuse_strangers(folder: Path, path: Path) -> None:
+    """A link may lead to another file of the model, or into the `blobs` of a hub's cache."""
+    if not path.is_symlink():
+        return
+    target = path.resolve()
+    blobs = folder.resolve().parent.parent / "blobs"
+    if not target.is_relative_to(folder.resolve()) and target.parent != blobs:
+        raise FolderRefused(
+            f"{path} is a link to {target}, outside the folder", hint="Copy the file, or remove it"
+        )
+
+
 def _check_model(folder: Path, files: tuple[str, ...]) -> None:
     _refuse_pointers(folder, files)
     _check_config(folder, files)
@@ -119,6 +133,19 @@ def _check_model(folder: Path, files: tuple[str, ...]) -> None:
             f"{folder} has no tokenizer",
             hint="It needs tokenizer.json, or vocab.json and merges.txt, or qwen.tiktoken",
         )
+    if not _has_chat_template(folder, files):
+        raise FolderRefused(
+            f"{folder} has no chat template: it is no chat model",
+            hint="Use the -Instruct or -Chat model of the family",
+        )
+
+
+def _has_chat_template(folder: Path, files: tuple[str, ...]) -> bool:
+    # The first generation has its template in no file; the service knows it.
+    if {"chat_template.jinja", "chat_template.json", "qwen.tiktoken"} & set(files):
+        return True
+    name = "tokenizer_config.json"
+    return name in files and b'"chat_template"' in (folder / name).read_bytes()
 
 
 def _refuse_pointers(folder: Path, files: tuple[str, ...]) -> None:

@@ -30,6 +30,11 @@ class Host:
     def __str__(self) -> str:
         return self.name
 
+    @property
+    def text(self) -> str:
+        """What stands after `--host` to mean this host again."""
+        return f"{self.user}@{self.name}" if self.user else self.name
+
 
 def parse_host(text: str) -> Host:
     """`[user@]address[:port]`; an IPv6 address with a port stands in brackets."""
@@ -42,7 +47,8 @@ def parse_host(text: str) -> Host:
             hint="qwen-deploy up --host root@192.168.110.131:22",
         )
     address = v6 or match["name"]
-    name = f"{address}:{port}" if port else address
+    bracketed = f"[{address}]" if v6 else address
+    name = f"{bracketed}:{port}" if port else address
     return Host(name=name, address=address, user=match["user"], port=port)
 
 

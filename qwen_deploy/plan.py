@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from qwen_deploy.facts import Facts
 from qwen_deploy.preflight import missing_bytes
@@ -80,10 +82,39 @@ def _runtime_steps(release: Release, differing: tuple[str, ...]) -> tuple[Step, 
 
 def _service_steps(facts: Facts, release: Release, differing: tuple[str, ...]) -> tuple[Step, ...]:
     if facts.current != release.id:
-        return (Step("service", f"release {facts.current or 'none'} -> {release.id}"),)
+        return (Step("service", _release_summary(facts, release)),)
     ours = (release.directory, "/etc/systemd/")
     drifted = [path for path in differing if path.startswith(ours)]
     return (Step("service", f"repair {', '.join(drifted[:3])}"),) if drifted else ()
+
+
+def _release_summary(facts: Facts, release: Release) -> str:
+    before = next((one for one in facts.releases if one["id"] == facts.current), None)
+    summary = f"release {facts.current or 'none'} -> {release.id}"
+    changes = "; ".join(_differences(before, release.content)) if before else ""
+    return f"{summary} ({changes})" if changes else summary
+
+
+def _differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator[str]:
+    """What a person would call the change, not the hashes that follow from it."""
+    for key in ("model", "revision", "accelerator", "python", "listen"):
+        if before.get(key) != after[key]:
+            yield f"{key} {before.get(key)} -> {after[key]}"
+    old = before.get("settings", {})
+    for key, value in after["settings"].items():
+        # The model's name and revision were told above.
+        if old.get(key) != value and not key.startswith(("QWEN_MODEL_NAME", "QWEN_MODEL_REV")):
+            name = key.removeprefix("QWEN_").lower()
+            yield f"{name} {old.get(key) or 'default'} -> {value or 'default'}"
+    if before.get("lock") != after["lock"]:
+        yield "other packages"
+    if _program(before) != _program(after):
+        yield "another version of the service"
+
+
+def _program(content: Mapping[str, Any]) -> dict[str, str]:
+    files: dict[str, str] = content.get("files", {})
+    return {path: digest for path, digest in files.items() if not path.endswith("/listen.conf")}
 
 
 def _is_serving(facts: Facts) -> bool:

@@ -65,7 +65,10 @@ def judge(facts: Facts, release: str) -> str | None:
     unit = facts.unit
     has_restarted = unit.get("SubState") == "auto-restart" or unit.get("NRestarts") != "0"
     if facts.unit_state == "failed" or has_restarted:
-        return f"the unit failed ({unit.get('Result', 'unknown')})"
+        # Between two starts systemd has forgotten the result of the first.
+        status = f"exit status {unit.get('ExecMainStatus', 'unknown')}"
+        result = unit.get("Result", "unknown")
+        return f"the unit failed ({status if result == 'success' else result})"
     answer = facts.answer
     if facts.unit_state != "active" or answer is None or answer.status != 200:
         return None

@@ -13,6 +13,7 @@ import tarfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from qwen_deploy import bundle
 from qwen_deploy.config import Deployment
@@ -35,6 +36,12 @@ class Release:
     manifest: Manifest
     lock: bytes
     files: Mapping[str, bytes]
+
+    @property
+    def content(self) -> dict[str, Any]:
+        """What the id is a hash of, as it lies in the release's release.json."""
+        content: dict[str, Any] = json.loads(self.files["release.json"])
+        return content
 
     @property
     def directory(self) -> str:

@@ -126,7 +126,7 @@ class Session:
         return done
 
     def stream(self, argv: Sequence[str], *, root: bool = False) -> Iterator[str]:
-        """Yields lines as they come, until the command ends."""
+        """Yields lines as they come, until the command ends. Raises UsageError where it failed."""
         last: deque[str] = deque(maxlen=5)
         with self._lost_connection(), self._start(argv, root=root) as channel:
             channel.set_combine_stderr(True)
@@ -137,6 +137,9 @@ class Session:
             status = _status(channel)
         if root:
             self._check_sudo(Completed(status, "", "".join(last)))
+        if status > 0:
+            said = "".join(last).strip() or f"exit status {status}"
+            raise UsageError(f"`{argv[0]}` on `{self.host}` failed: {said}")
 
     @contextlib.contextmanager
     def hold(self, argv: Sequence[str]) -> Iterator[tuple[str, int | None]]:

@@ -7,6 +7,7 @@ Knows neither SSH, nor Ansible, nor the terminal.
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from dataclasses import replace
 
 from qwen_deploy import facts as host_facts
@@ -18,6 +19,7 @@ from qwen_deploy.errors import (
     QwenDeployError,
     Refused,
     RolloutFailed,
+    Unreachable,
 )
 from qwen_deploy.events import HostFinished, KeyCreated, Outcome
 from qwen_deploy.facts import Facts
@@ -34,7 +36,7 @@ def up(prospect: Prospect, wanted: Wanted, run: Run) -> HostFinished:
     """Takes one host to its release. Raises with the state of the host where that did not work."""
     started = time.monotonic()
     if prospect.is_unchanged:
-        return _finished(prospect, "unchanged", prospect.release.id, started)
+        return _unchanged(prospect, run, started)
     refuse(prospect)
     with steps.locked(prospect.session, run, "up"):
         # Somebody may have changed the host before the lock was ours.
@@ -45,11 +47,21 @@ def up(prospect: Prospect, wanted: Wanted, run: Run) -> HostFinished:
             raise _back(prospect, run, failure, started) from failure
 
 
+def _unchanged(prospect: Prospect, run: Run, started: float) -> HostFinished:
+    """Nothing to do; a proof that nobody wrote down, as after a power loss, is written down now."""
+    finished = _finished(prospect, "unchanged", prospect.release.id, started)
+    if prospect.facts.proven[-1:] != (prospect.release.id,):
+        with steps.locked(prospect.session, run, "up"):
+            steps.record(prospect.session, run, "up", finished)
+    return finished
+
+
 def _forward(prospect: Prospect, wanted: Wanted, run: Run, started: float) -> HostFinished:
+    # Before it is written: nobody could be told of it after a kill.
+    _tell_key(prospect, wanted, run)
     converged = steps.converge(prospect, wanted, run)
     if converged.status != "done":
         raise _not_converged(prospect, converged)
-    _tell_key(prospect, wanted, run)
     patience = float(wanted.deployment.service.ready_seconds)
     readiness = steps.prove(prospect.session, prospect.release.id, run, patience)
     if not readiness.is_ready:
@@ -73,7 +85,7 @@ def _not_ready(prospect: Prospect, readiness: probes.Readiness) -> QwenDeployErr
         host=prospect.host,
         evidence=steps.journal_evidence(prospect.session),
         origin=steps.JOURNAL_ORIGIN,
-        hint=f"qwen-deploy logs --host {prospect.host} -n 200",
+        hint=f"qwen-deploy logs --host {prospect.session.host.text} -n 200",
     )
 
 
@@ -99,12 +111,14 @@ def _back(
     """Sees to it that the host serves a proven release, and completes the error with its state."""
     try:
         outcome, state, serves = _restore(prospect, run)
-        finished = _finished(prospect, outcome, serves, started)
-        steps.record(prospect.session, run, "up", finished)
     except QwenDeployError as error:
+        outcome, serves = "needs attention", None
         state = f"nobody can tell what {prospect.host} serves: {error.message}"
-        return _with_state(failure, "needs attention", state, None)
-    return _with_state(failure, outcome, state, serves)
+    finished = _finished(prospect, outcome, serves, started)
+    with suppress(Unreachable):  # the state has said so already
+        steps.record(prospect.session, run, "up", finished, tried=prospect.release.id)
+    again = f"qwen-deploy up --host {prospect.session.host.text}"
+    return _completed(failure, state, finished, hint=failure.hint or again)
 
 
 def _restore(prospect: Prospect, run: Run) -> tuple[Outcome, str, str | None]:
@@ -119,7 +133,7 @@ def _restore(prospect: Prospect, run: Run) -> tuple[Outcome, str, str | None]:
     if previous is None:
         if facts.current == prospect.release.id:
             run.converge.apply("stop.yml", {})
-        return "needs attention", f"{host} serves nothing: no earlier release was proven", None
+        return "needs attention", f"{host} serves nothing: no other release was proven", None
     # Who interrupts the way forward still wants the way back.
     patient = replace(run, is_interrupted=lambda: False)
     steps.activate(session, previous, facts, patient)
@@ -134,22 +148,22 @@ def fallback(facts: Facts, *, unless: str | None) -> str | None:
     return next((one for one in reversed(facts.proven) if one != unless), None)
 
 
-def _with_state(
-    failure: QwenDeployError, outcome: Outcome, state: str, serves: str | None
+def _completed(
+    failure: QwenDeployError, state: str, finished: HostFinished, *, hint: str
 ) -> QwenDeployError:
-    kind: type[QwenDeployError] = RolloutFailed if serves else NeedsAttention
+    kind: type[QwenDeployError] = RolloutFailed if finished.release else NeedsAttention
     # An interruption stays one, so that scripts can tell it from a failure.
     kind = Interrupted if isinstance(failure, Interrupted) else kind
     error = kind(
         failure.message,
         host=failure.host,
-        hint=failure.hint,
+        hint=hint,
         state=state,
         evidence=failure.evidence,
         origin=failure.origin,
-        serves=serves,
+        finished=finished,
     )
-    error.outcome = outcome
+    error.outcome = finished.outcome
     return error
 
 
@@ -193,10 +207,8 @@ def rollback(session: Session, run: Run, to: str | None) -> HostFinished:
 def _current(session: Session) -> str:
     current = ask(session, SERVED).current
     if current is None:
-        host = session.host.name
-        raise untouched(
-            Refused, f"`{host}` has no release", session, hint=f"qwen-deploy up --host {host}"
-        )
+        hint = f"qwen-deploy up --host {session.host.text}"
+        raise untouched(Refused, f"`{session.host}` has no release", session, hint=hint)
     return current
 
 
@@ -228,5 +240,11 @@ def _prove_change(
         state=f"{host} needs attention",
         evidence=steps.journal_evidence(session),
         origin=steps.JOURNAL_ORIGIN,
-        hint=f"qwen-deploy rollback --host {host}",
+        hint=f"qwen-deploy {_way_out(session, target)} --host {session.host.text}",
     )
+
+
+def _way_out(session: Session, broken: str) -> str:
+    """The command that leads to a release that works."""
+    other = fallback(ask(session, SERVED), unless=broken)
+    return f"rollback {other}" if other else "up"

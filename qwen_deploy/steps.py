@@ -44,6 +44,11 @@ class Run:
     is_interrupted: Callable[[], bool] = lambda: False
 
 
+@dataclass(slots=True)
+class Ending:
+    summary: str = "done"
+
+
 @contextmanager
 def locked(session: Session, run: Run, purpose: str) -> Iterator[None]:
     """Holds the host's lock. Raises LockHeld, which says by whom and since when."""
@@ -66,16 +71,19 @@ def _lock_held(session: Session, owner: Mapping[str, Any]) -> QwenDeployError:
 
 
 @contextmanager
-def stage(run: Run, host: str, name: str) -> Iterator[None]:
+def stage(run: Run, host: str, name: str) -> Iterator[Ending]:
+    """Tells when a stage begins and ends; whoever is inside may say how it ended."""
     started = time.monotonic()
+    ending = Ending()
     run.emit(StageStarted(host, name))
-    yield
-    run.emit(StageFinished(host, name, time.monotonic() - started))
+    yield ending
+    run.emit(StageFinished(host, name, time.monotonic() - started, ending.summary))
 
 
 def converge(prospect: Prospect, wanted: Wanted, run: Run) -> Converged:
     """One run of up.yml, while the weights travel beside it."""
-    with _transfer(prospect, wanted, run) as transfer, stage(run, prospect.host, "converge"):
+    host = prospect.host
+    with _transfer(prospect, wanted, run) as transfer, stage(run, host, "converge") as ending:
 
         def is_canceled() -> bool:
             return run.is_interrupted() or (transfer is not None and transfer.has_failed)
@@ -86,6 +94,7 @@ def converge(prospect: Prospect, wanted: Wanted, run: Run) -> Converged:
             files=_files(prospect, wanted.deployment),
             is_canceled=is_canceled,
         )
+        ending.summary = done.status
     if transfer is not None and transfer.error and done.status != "done":
         return replace(done, status="failed", task="Send the weights", message=transfer.error)
     return done
@@ -158,14 +167,16 @@ def prove(session: Session, wanted_release: str, run: Run, seconds: float) -> pr
     """Waits until the host serves this release, as its own answers show."""
     host = session.host.name
     question = host_facts.question((), service=None)
-    with stage(run, host, "ready"):
-        return probes.wait_ready(
+    with stage(run, host, "ready") as ending:
+        readiness = probes.wait_ready(
             lambda: ask(session, question),
             wanted_release,
             deadline_seconds=seconds,
             is_canceled=run.is_interrupted,
             tell=lambda status: run.emit(ProbeTried(host, status)),
         )
+        ending.summary = "done" if readiness.is_ready else "failed"
+    return readiness
 
 
 def activate(session: Session, release_id: str, facts: Facts, run: Run) -> Converged:
@@ -180,13 +191,17 @@ def activate(session: Session, release_id: str, facts: Facts, run: Run) -> Conve
         return run.converge.apply("rollback.yml", variables)
 
 
-def record(session: Session, run: Run, action: str, finished: HostFinished) -> None:
-    """The audit line; `proven` marks releases that a later failure may fall back to."""
+def record(
+    session: Session, run: Run, action: str, finished: HostFinished, *, tried: str | None = None
+) -> None:
+    """The audit line; `proven` marks releases that a later failure may fall back to, `tried` names
+    the one that failed."""
     proven = finished.outcome in ("changed", "unchanged", "rolled back")
     line = {
         "who": run.operator,
         "action": action,
         "release": finished.release,
+        "tried": tried,
         "previous": finished.previous,
         "outcome": finished.outcome,
         "proven": proven and finished.release is not None,

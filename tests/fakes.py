@@ -37,6 +37,7 @@ _IDLE_UNIT = {
     "StatusText": "",
     "MainPID": "0",
     "NRestarts": "0",
+    "ExecMainStatus": "0",
     "UnitFileState": "",
     "FragmentPath": "",
     "NeedDaemonReload": "no",
@@ -47,7 +48,8 @@ _ACTIVE = {
     "FragmentPath": "/etc/systemd/system/qwen.service",
 }
 ACTIVE_UNIT = {**_IDLE_UNIT, **_ACTIVE, "SubState": "running", "MainPID": "4242"}
-FAILED_UNIT = {**_IDLE_UNIT, **_ACTIVE, "ActiveState": "failed", "Result": "exit-code"}
+_FAILED = {"ActiveState": "failed", "Result": "exit-code", "ExecMainStatus": "1"}
+FAILED_UNIT = {**_IDLE_UNIT, **_ACTIVE, **_FAILED}
 STARTING_UNIT = {**ACTIVE_UNIT, "ActiveState": "activating", "SubState": "start"}
 ACTIVE_SOCKET = {**_IDLE_UNIT, **_ACTIVE, "SubState": "listening"}
 
@@ -109,12 +111,17 @@ def answers(release_id: str, *, completion: bool = True) -> dict[str, Any]:
     return {"status": 200, "ready": ready, "completion": told}
 
 
+def lying(there: Release, **changes: Any) -> dict[str, Any]:
+    """A release that lies on a host, as the facts tell of it."""
+    return {**there.content, "id": there.id, "venv": there.venv_id, **changes}
+
+
 def serving(wanted: Release, made: Deployment, **changes: Any) -> dict[str, Any]:
     """`raw_facts` of a host that serves this release, as `up` leaves it."""
     return raw_facts(
         **{
             "current": wanted.id,
-            "releases": [{"id": wanted.id, "made_at": 1.0, "venv": wanted.venv_id}],
+            "releases": [lying(wanted, made_at=1.0)],
             "digests": digests(wanted, made),
             "tree": {artifact.path: artifact.size for artifact in wanted.manifest.artifacts},
             "units": {"qwen.service": ACTIVE_UNIT, "qwen.socket": ACTIVE_SOCKET},
@@ -186,7 +193,8 @@ class FakeHost:
 
     def has_proven(self, release_id: str) -> None:
         """As if an earlier `up` had brought this release here."""
-        self.raw["releases"].append({"id": release_id, "made_at": 1.0, "venv": "0" * 16})
+        changes = {"lock": "0" * 64, "venv": "0" * 16, "made_at": 1.0}
+        self.raw["releases"].append(lying(self.release, id=release_id, **changes))
         self.audit.append({"release": release_id, "proven": True})
         self.serve(release_id)
 
@@ -198,9 +206,8 @@ class FakeHost:
     def converge_up(self, variables: Mapping[str, Any]) -> None:
         release_id = variables["qwen_service_release"]
         assert release_id == self.release.id
-        self.raw["releases"].append(
-            {"id": release_id, "made_at": 2.0, "venv": variables["qwen_runtime_venv_id"]}
-        )
+        assert variables["qwen_runtime_venv_id"] == self.release.venv_id
+        self.raw["releases"].append(lying(self.release, made_at=2.0))
         self.has_weights()
         self.raw["digests"] |= digests(self.release, self.wanted.deployment)
         self.raw["keys"] = [["operator", "0" * 64], ["default", "1" * 64]]

@@ -29,4 +29,5 @@ def make_model(folder: Path, *, shards: int = 2, shard_bytes: int = 1000, seed: 
     (folder / INDEX).write_text(json.dumps({"weight_map": {name: name for name in names}}))
     (folder / "config.json").write_text(json.dumps({"model_type": "qwen2"}))
     (folder / "tokenizer.json").write_text("{}")
+    (folder / "tokenizer_config.json").write_text(json.dumps({"chat_template": "{{ messages }}"}))
     return folder

@@ -1,13 +1,16 @@
 #!/usr/bin/python
 """Builds a virtual environment from a hash-locked requirements file with uv, whole or not at all.
 
-The marker `.complete` is written last. A build that a power loss cut short is begun anew with an
-empty cache, because files that never reached the disk would look installed.
+The marker `.complete` is written last, and `.names` lists what was installed. A build that a power
+loss cut short is begun anew with an empty cache, because files that never reached the disk would
+look installed.
 """
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
+import glob
 import hashlib
 import os
 import shutil
@@ -47,6 +50,12 @@ def write(path: str, text: str) -> None:
         os.fsync(file.fileno())
 
 
+def names(path: str) -> str:
+    """What lies in site-packages, by which a removed package is noticed."""
+    there = sorted(map(os.path.basename, glob.glob(path + "/lib/*/site-packages/*")))
+    return "\n".join(name for name in there if name != "__pycache__")
+
+
 def environment(parameters: dict) -> dict:
     """uv asks only the indexes it is given, and trusts what the host or the given bundle trusts."""
     own = {
@@ -73,9 +82,11 @@ def sync_command(parameters: dict) -> list[str]:
     return argv
 
 
-def run(module: AnsibleModule, argv: list[str]) -> None:
+def run(module: AnsibleModule, argv: list[str], lock: int) -> None:
+    # uv holds the lock as well: it may outlive this module, whose operator may be gone.
     done = subprocess.run(
         argv,
+        pass_fds=[lock],
         env=environment(module.params),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -86,15 +97,15 @@ def run(module: AnsibleModule, argv: list[str]) -> None:
         module.fail_json(msg="\n".join(lines[-8:]), argv=argv)
 
 
-def build(module: AnsibleModule, boot_id: str) -> None:
+def build(module: AnsibleModule, boot_id: str, lock: int) -> None:
     path, cache = module.params["path"], module.params["cache"]
     building = path + ".building"
     if read(building) not in ("", boot_id):
         shutil.rmtree(cache, ignore_errors=True)
     write(building, boot_id)
     uv = module.params["uv"]
-    run(module, [uv, "venv", "--clear", "--python", module.params["python"], path])
-    run(module, sync_command(module.params))
+    run(module, [uv, "venv", "--clear", "--python", module.params["python"], path], lock)
+    run(module, sync_command(module.params), lock)
     os.sync()
 
 
@@ -119,18 +130,21 @@ def main() -> None:
     marker = os.path.join(path, ".complete")
     started = time.monotonic()
     os.umask(0o022)  # the system user must be able to read it, whatever root's default is
-    if read(marker) == wanted:
+    if read(marker) == wanted and read(path + "/.names") == names(path):
         module.exit_json(changed=False, seconds=0.0)
     if module.check_mode:
         module.exit_json(changed=True, seconds=0.0)
     # A build that outlived its operator ends first, and then often leaves nothing to do.
     with open(path + ".lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        if read(marker) != wanted:
-            build(module, read("/proc/sys/kernel/random/boot_id"))
+        if read(marker) != wanted or read(path + "/.names") != names(path):
+            build(module, read("/proc/sys/kernel/random/boot_id"), lock.fileno())
+            write(path + "/.names", names(path))
             write(marker, wanted)
             os.remove(path + ".building")
-    os.remove(path + ".lock")
+    # Whoever waited for the lock finds it removed already.
+    with contextlib.suppress(FileNotFoundError):
+        os.remove(path + ".lock")
     module.exit_json(changed=True, seconds=time.monotonic() - started)
 
 

@@ -102,7 +102,9 @@ def up(
         looked = parallel.each(sessions, lambda session: prospect.look(session, wanted))
         prospects = all_or_error(looked, common.out)
         if not _agreed(prospects, common.out, yes):
-            raise Refused("nothing was changed: nobody agreed", hint="qwen-deploy up --yes")
+            raise Refused(
+                "nothing was changed: nobody agreed", hint="the same command again with --yes"
+            )
         todo = {one.host: one for one in prospects}
         return _in_turn(
             common.out,
@@ -227,7 +229,8 @@ def _in_turn(
                 codes.append(0)
             except QwenDeployError as error:
                 out.error(error)
-                results.append(HostFinished(host, error.outcome, error.serves, None, 0, 0.0))
+                failed = HostFinished(host, error.outcome, None, None, 0, 0.0)
+                results.append(error.finished or failed)
                 codes.append(error.exit_code)
     _print_results(out, results)
     return gravest(tuple(codes))

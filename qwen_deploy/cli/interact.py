@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import threading
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -41,8 +42,14 @@ def logs(
     deployment = common.deployment()
     with open_sessions(common.hosts(deployment), common.ssh(deployment), common.out) as sessions:
         ended: list[QwenDeployError | BrokenPipeError] = []
+        is_one_of_many = len(sessions) > 1
+
+        def show(host: str, line: str) -> None:
+            common.out.line(f"{host}  {line}" if is_one_of_many else line)
+            common.out.value({"event": "log", "host": host, "line": line})
+
         readers = [
-            threading.Thread(target=_copy, args=(session, argv, len(sessions) > 1, ended))
+            threading.Thread(target=_copy, args=(session, argv, show, ended))
             for session in sessions
         ]
         for reader in readers:
@@ -60,15 +67,13 @@ def logs(
 def _copy(
     session: Session,
     argv: list[str],
-    is_one_of_many: bool,
+    show: Callable[[str, str], None],
     ended: list[QwenDeployError | BrokenPipeError],
 ) -> None:
     """Runs in a thread, so it leaves the error that ended it behind."""
-    prefix = f"{session.host}  " if is_one_of_many else ""
     try:
         for line in session.stream(argv, root=True):
-            sys.stdout.write(f"{prefix}{line}\n")
-            sys.stdout.flush()
+            show(session.host.name, line)
     except (QwenDeployError, BrokenPipeError) as error:
         ended.append(error)
 
@@ -92,7 +97,7 @@ def chat(
     hosts = common.hosts(deployment)
     if len(hosts) > 1:
         raise UsageError(
-            "one host answers at a time", hint=f"qwen-deploy chat --host {hosts[0].address}"
+            "one host answers at a time", hint=f"qwen-deploy chat --host {hosts[0].text}"
         )
     with open_sessions(hosts, common.ssh(deployment), common.out) as (session,):
         port, address, key, model = _service(session)
@@ -122,7 +127,7 @@ def _service(session: Session) -> tuple[int, str, str, str]:
             f"`{session.host}` serves nothing",
             host=session.host.name,
             state=f"the unit on {session.host} is {known.unit_state}",
-            hint=f"qwen-deploy status --host {session.host}",
+            hint=f"qwen-deploy status --host {session.host.text}",
         )
     address, _, port = str(served["listen"]).rpartition(":")
     key = session.run(commands.read_file(prospect.OPERATOR_KEY), root=True).stdout.strip()

@@ -154,7 +154,7 @@ def history(
 
     qwen-deploy history -n 100 --output json
     """
-    columns = ("time", "who", "action", "release", "previous", "outcome", "seconds")
+    columns = ("time", "who", "action", "release", "previous", "tried", "outcome", "seconds")
 
     def rows(host: str, facts: Facts) -> list[dict[str, Any]]:
         return [

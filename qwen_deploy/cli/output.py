@@ -10,10 +10,12 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from enum import Enum
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from qwen_deploy.errors import QwenDeployError
-from qwen_deploy.events import Event
+
+if TYPE_CHECKING:
+    from qwen_deploy.events import Event
 
 SCHEMA = 1
 
@@ -43,9 +45,13 @@ class Output:
 
     def event(self, event: Event) -> None:
         from qwen_deploy.cli import render
+        from qwen_deploy.events import KeyCreated
 
         if self.mode is Mode.JSON:
             self._json({"event": render.name(event), **asdict(event)})
+        elif self.mode is Mode.QUIET and isinstance(event, KeyCreated):
+            # Not part of the story: whoever does not see it now never will.
+            sys.stdout.write(f"{event.key}\n")
         elif self.mode is Mode.HUMAN:
             line = render.line(event, verbose=self.verbose)
             if line is not None:
@@ -73,6 +79,12 @@ class Output:
             ]
             sys.stdout.write("  ".join(cells).rstrip() + "\n")
         sys.stdout.flush()
+
+    def line(self, text: str) -> None:
+        """A line of the answer; JSON callers print values instead."""
+        if self.mode is not Mode.JSON:
+            sys.stdout.write(f"{text}\n")
+            sys.stdout.flush()
 
     def value(self, value: Mapping[str, Any]) -> None:
         """The answer as one JSON object on one line; other modes print something else."""

@@ -29,8 +29,8 @@ def line(event: Event, *, verbose: bool) -> str | None:
         case TaskDone(host, stage, task, outcome, seconds):
             is_shown = verbose or outcome in ("changed", "failed")
             return _row(host, stage, f"{task}: {outcome}", seconds) if is_shown else None
-        case StageFinished(host, stage, seconds):
-            return _row(host, stage, "done", seconds)
+        case StageFinished(host, stage, seconds, summary):
+            return _row(host, stage, summary, seconds)
         case TransferProgress(host, "done", _, total, _, _):
             return _row(host, "weights", f"{megabytes(total)} on the host, proven")
         case ProbeTried(host, status):

@@ -7,6 +7,7 @@ ask for its version, `units`, `packages`, and `probe`: "none", "ready" or "compl
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 import os
@@ -34,7 +35,12 @@ def read(path: str) -> str | None:
 
 
 def digest(path: str) -> str | None:
-    """The SHA-256 of a file, `-> target` of a link, `directory`, or None where there is nothing."""
+    """The SHA-256 of a file, `-> target` of a link, `directory`, or None where there is nothing.
+
+    The marker of an environment counts for nothing where packages are missing from it.
+    """
+    if os.path.basename(path) == ".complete" and not is_whole(os.path.dirname(path)):
+        return None
     if os.path.islink(path):
         return "-> " + os.readlink(path)
     if os.path.isdir(path):
@@ -44,6 +50,13 @@ def digest(path: str) -> str | None:
             return hashlib.sha256(file.read()).hexdigest()
     except OSError:
         return None
+
+
+def is_whole(venv: str) -> bool:
+    """See playbooks/library/qwen_venv.py, which writes `.names`."""
+    names = sorted(map(os.path.basename, glob.glob(venv + "/lib/*/site-packages/*")))
+    # Whoever runs the interpreter as root leaves `__pycache__` behind.
+    return read(venv + "/.names") == "\n".join(name for name in names if name != "__pycache__")
 
 
 def tree(directory: str) -> dict[str, int]:
@@ -171,8 +184,10 @@ def request(path: str, body: Any = None, key: str = "", timeout: float = 10.0) -
             answer = b"".join(iter(lambda: connection.recv(65536), b""))
         head, _, content = answer.partition(b"\r\n\r\n")
         return int(head.split()[1]), json_or_text(content)
-    except (OSError, ValueError, IndexError) as error:
-        return 0, str(error) or "no answer"
+    except OSError as error:
+        return 0, str(error)
+    except (ValueError, IndexError):
+        return 0, "no answer in HTTP"
 
 
 def json_or_text(body: bytes) -> Any:
@@ -193,7 +208,7 @@ def completion(model: str | None) -> dict[str, Any]:
     started = time.monotonic()
     key = (read(ETC + "/operator.key") or "").strip()
     status, answer = request("/v1/chat/completions", body, key, timeout=60.0)
-    spoke = status == 200 and bool(answer.get("choices"))
+    spoke = status == 200 and isinstance(answer, dict) and bool(answer.get("choices"))
     return {
         "ok": spoke,
         "status": status,
@@ -216,7 +231,7 @@ def service(probe: str) -> dict[str, Any]:
     """What the service says of itself: `/ready`, and a completion where one was asked for."""
     status, ready = request("/ready")
     answers = {"status": status, "ready": ready}
-    if status == 200 and probe == "completion":
+    if status == 200 and isinstance(ready, dict) and probe == "completion":
         answers["completion"] = completion(ready.get("model"))
     return answers
 
@@ -259,7 +274,7 @@ def releases() -> list[dict[str, Any]]:
         except ValueError:
             continue
         venv = os.path.basename(digest(path + "/venv") or "")
-        found.append(dict(release, id=name, made_at=os.stat(path).st_mtime, venv=venv))
+        found.append(dict(release, id=name, made_at=os.stat(path).st_ctime, venv=venv))
     return found
 
 

@@ -11,18 +11,30 @@ import json
 import os
 import select
 import sys
+import time
 
 LOCK = "/run/qwen-deploy.lock"
 SILENCE_SECONDS = 60
+# The holder before may have been killed this moment, and its session be about to end.
+PATIENCE_SECONDS = 3
+
+
+def is_taken(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
 
 
 def main() -> None:
     descriptor = os.open(LOCK, os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        print(os.read(descriptor, 4096).decode() or "{}", flush=True)
-        sys.exit(75)
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while not is_taken(descriptor):
+        if time.monotonic() > deadline:
+            print(os.pread(descriptor, 4096, 0).decode() or "{}", flush=True)
+            sys.exit(75)
+        time.sleep(0.1)
     owner = dict(json.loads(sys.argv[1]), pid=os.getpid())
     os.ftruncate(descriptor, 0)
     os.pwrite(descriptor, json.dumps(owner).encode(), 0)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -158,12 +159,49 @@ WAITS = """
 def test_a_canceled_run_ends_soon_and_leaves_no_process(runs: Runs) -> None:
     began = time.monotonic()
     done = runs.apply(WAITS, {}, is_canceled=lambda: bool(runs.events))
-    assert done.status == "canceled"
+    assert (done.status, done.task) == ("canceled", "Wait for long")
     assert time.monotonic() - began < 60, "and not with the task, ten minutes later"
     port = f"Port={runs.target.host.port}"
     while any(port in text for text in texts(Path("/proc").glob("[0-9]*/cmdline")).values()):
         assert time.monotonic() - began < 60
         time.sleep(0.05)
+
+
+@pytest.fixture
+def leave() -> Iterator[Callable[[str], Path]]:
+    """Makes a run's folder of that name, with a secret in it."""
+    left: list[Path] = []
+
+    def make(name: str) -> Path:
+        left.append(Path("/tmp", name))
+        (left[-1] / "run").mkdir(parents=True)
+        (left[-1] / "run/operator.key").write_text(SECRET)
+        return left[-1]
+
+    yield make
+    for path in left:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+SPEAKS = """
+    - name: Say something
+      ansible.builtin.debug: {msg: x}
+"""
+
+
+def test_what_a_killed_run_left_behind_is_removed(runs: Runs, leave: Callable[[str], Path]) -> None:
+    with subprocess.Popen(["true"]) as ended:
+        pass
+    uid = os.getuid()
+    dead = leave(f"qd-{uid}-{ended.pid}-1")
+    kept = [
+        leave(f"qd-{uid}-{os.getpid()}-of-a-run-that-lasts"),
+        leave(f"qd-{uid + 1}-{ended.pid}-of-somebody-else"),
+        leave(f"qd-{uid}-lab-1"),
+    ]
+    assert runs.apply(SPEAKS, {}).status == "done"
+    assert not dead.exists()
+    assert [path for path in kept if not (path / "run/operator.key").exists()] == []
 
 
 # Says where the run's own folder is, and who may read what in it.

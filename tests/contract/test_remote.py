@@ -136,6 +136,21 @@ def test_lines_come_while_the_command_runs(session: Session, tmp_path: Path) -> 
     assert list(lines) == ["two", "", "four"]
 
 
+@pytest.mark.parametrize(
+    ("program", "said"),
+    [
+        ("echo seen; echo why >&2; exit 3", "seen\nwhy"),
+        ("exit 3", "exit status 3"),
+    ],
+)
+def test_a_stream_whose_command_fails_says_why(session: Session, program: str, said: str) -> None:
+    lines = session.stream(["sh", "-c", program], root=True)
+    with pytest.raises(UsageError) as failed:
+        for line in lines:
+            assert line in said
+    assert failed.value.message == f"`sh` on `{session.host}` failed: {said}"
+
+
 def test_a_held_command_ends_with_its_holder(session: Session, tmp_path: Path) -> None:
     program = f"echo held; cat; echo over > {tmp_path}/end"
     with session.hold(["sh", "-c", program]) as (first, ended):

@@ -44,12 +44,21 @@ def is_at(point: tuple[str, str]) -> Callable[[dict[str, Any]], bool]:
     return lambda event: event["event"] == kind and name in (event.get("task"), event.get("stage"))
 
 
+def _follow(process: subprocess.Popen[str], point: tuple[str, str]) -> None:
+    seen = []
+    for event in events_of(process):
+        if is_at(point)(event):
+            return
+        seen.append(event)
+    pytest.fail(f"{point} never came: {seen[-3:]}")
+
+
 @contextmanager
 def up_until(controller: Controller, point: tuple[str, str]) -> Iterator[subprocess.Popen[str]]:
     """An `up` that has come to this point and goes on."""
     process = controller.start("up", "--yes")
     try:
-        assert any(map(is_at(point), events_of(process))), f"{point} never came"
+        _follow(process, point)
         yield process
     finally:
         process.kill()

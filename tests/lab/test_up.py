@@ -248,6 +248,7 @@ def test_a_reboot_brings_the_service_back(served: Served) -> None:
 def test_changed_settings_make_a_new_release(served: Served) -> None:
     served.controller.configure(served.host, service={"threads": 1, "port": 8010})
     events = served.controller.events("up", "--yes")
+    assert "listen 0.0.0.0:8000 -> 0.0.0.0:8010" in events[0]["steps"][0]["summary"]
     served.releases.append(str(served.finished(events)["release"]))
     assert len(set(served.releases)) == 2
     assert service.current(served.host) == served.releases[1]
@@ -311,9 +312,12 @@ def test_drift_is_repaired(served: Served) -> None:
     host.run("echo '# edited' >> /etc/systemd/system/qwen.service")
     environment = f"/opt/qwen-deploy/releases/{served.releases[0]}/environment"
     host.run(f"sed -i s/16/3/ {environment}")
+    packages = "/opt/qwen-deploy/current/venv/lib/python3*/site-packages"
+    host.run(f"rm -r {packages}/uvicorn")
     host.run("systemctl disable --now qwen.service qwen.socket")
     done = served.controller.run("up", "--yes")
-    assert "repair" in done.stderr
+    assert "service: repair" in done.stderr
+    assert "runtime: build the cpu environment" in done.stderr
     assert "# edited" not in host.read("/etc/systemd/system/qwen.service")
     assert 'QWEN_MAX_BATCH="16"' in host.read(environment)
     assert service.unit(host)["UnitFileState"] == "enabled"

@@ -300,7 +300,7 @@ def test_up_without_agreement_changes_nothing(program: Program, site: Site, mode
     printed = program("up", "--output", mode)
     assert printed.code == 3
     assert printed.err.endswith(
-        "error: nothing was changed: nobody agreed\n\nhint: qwen-deploy up --yes\n"
+        "error: nothing was changed: nobody agreed\n\nhint: the same command again with --yes\n"
     )
     assert not [name for host in site.hosts.values() for name in host.story if name != "facts"]
     if mode == "json":
@@ -315,15 +315,17 @@ def test_up_stops_at_the_first_host_that_fails(program: Program, site: Site) -> 
     printed = program("up", "--yes")
     assert printed.code == 1
     assert without_seconds(printed.out) == (
-        "HOST   OUTCOME      RELEASE     PREVIOUS  CHANGED  SECONDS\n"
-        f"gpu-1  rolled back  {OLD}  -         0        0.0\n"
-        "gpu-2  not tried    -           -         0        0.0\n"
+        "HOST   OUTCOME      RELEASE     PREVIOUS    CHANGED  SECONDS\n"
+        f"gpu-1  rolled back  {OLD}  {OLD}  0        0.0\n"
+        "gpu-2  not tried    -           -           0        0.0\n"
     )
+    assert "gpu-1  converge  failed  0.0s\n" in without_seconds(printed.err)
     assert printed.err.endswith(
         "error: `Copy uv` failed on `gpu-1`\n\n"
         "    no space left\n"
         "    (output of the task on gpu-1)\n\n"
-        f"gpu-1 still serves {OLD}\n"
+        f"gpu-1 still serves {OLD}\n\n"
+        "hint: qwen-deploy up --host root@gpu-1\n"
     )
     assert "up.yml" not in site.hosts["gpu-2"].story
 
@@ -363,6 +365,12 @@ def test_a_new_key_is_shown_once(program: Program, site: Site) -> None:
     printed = program("up", "--yes", "--new-api-key", "--host", "gpu-1")
     assert re.search(r"\ngpu-1: API key, shown this once: sk-[\w-]{43}\n", printed.err)
     assert "sk-" not in program("up", "--yes", "--host", "gpu-1").err
+
+
+def test_a_new_key_is_the_answer_in_quiet_mode(program: Program, site: Site) -> None:
+    printed = program("up", "--yes", "--new-api-key", "--output", "quiet", "--host", "gpu-1")
+    assert (printed.code, printed.err) == (0, "")
+    assert re.fullmatch(r"sk-[\w-]{43}\n", printed.out)
 
 
 def test_the_way_to_a_host_is_the_same_for_ansible(program: Program, site: Site) -> None:
@@ -425,6 +433,7 @@ def test_releases_and_history_tell_what_lies_on_the_hosts(program: Program, site
         f"gpu-1  {new(site)}  current  Qwen/Tiny  w-1       1970-01-01T00:00:02Z\n"
     )
     (change,) = program("history", "--host", "gpu-1", "--output", "json").objects
+    assert "tried" in change and change["tried"] is None
     assert change["event"] == "change"
     assert (change["action"], change["release"], change["outcome"]) == ("up", new(site), "changed")
     assert program("history", "--host", "gpu-2") == Printed(0, "", "")
@@ -436,6 +445,15 @@ def test_logs_name_the_host_where_there_are_several(program: Program, site: Site
     assert program("logs", "--host", "gpu-1") == Printed(0, "一\ntwo\n", "")
     lines = program("logs").out.splitlines()
     assert sorted(lines) == ["gpu-1  two", "gpu-1  一", "gpu-2  three"]
+
+
+def test_logs_in_json_are_an_object_for_each_line(program: Program, site: Site) -> None:
+    site.hosts["gpu-1"].journal = ("一", "two")
+    printed = program("logs", "--host", "gpu-1", "--output", "json")
+    assert (printed.code, printed.err) == (0, "")
+    assert printed.objects == [
+        {"schema": 1, "event": "log", "host": "gpu-1", "line": line} for line in ("一", "two")
+    ]
 
 
 def test_logs_that_end_with_their_connection_are_a_failure(program: Program, site: Site) -> None:

@@ -6,6 +6,7 @@ import pytest
 
 from qwen_deploy import errors
 from qwen_deploy.errors import GRAVITY, QwenDeployError, gravest
+from qwen_deploy.events import HostFinished
 
 # As the exit codes are documented.
 CODES = {
@@ -51,3 +52,10 @@ def test_an_error_reads_as_its_message() -> None:
     error = errors.Refused("port 8000 is taken", host="gpu-1", hint="stop it")
     assert str(error) == error.message == "port 8000 is taken"
     assert (error.host, error.hint, error.state, error.evidence) == ("gpu-1", "stop it", None, ())
+    assert (error.finished, error.serves) == (None, None)
+
+
+@pytest.mark.parametrize("release", ["r-1", None])
+def test_what_is_served_is_what_the_change_left(release: str | None) -> None:
+    finished = HostFinished("gpu-1", "rolled back", release, "r-1", 0, 2.5)
+    assert errors.RolloutFailed("it broke", finished=finished).serves == release

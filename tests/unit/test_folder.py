@@ -36,7 +36,7 @@ def sha256(path: Path) -> str:
 def test_a_whole_folder_becomes_a_manifest(look: Inspect, folder: Path) -> None:
     report = look(folder)
     assert [artifact.path for artifact in report.manifest.artifacts] == sorted(
-        ["config.json", FIRST, SECOND, INDEX, "tokenizer.json"]
+        ["config.json", FIRST, SECOND, INDEX, "tokenizer.json", "tokenizer_config.json"]
     )
     assert all(sha256(folder / a.path) == a.sha256 for a in report.manifest.artifacts)
     assert report.manifest.model == "Qwen/Tiny"
@@ -146,6 +146,18 @@ def dangling(folder: Path) -> None:
     (folder / FIRST).symlink_to("../../blobs/absent")
 
 
+def stranger(folder: Path) -> None:
+    (folder.parent / "outside").write_text("a secret")
+    (folder / "extra.txt").symlink_to("../outside")
+
+
+def strange_blob(folder: Path) -> None:
+    """A hub's cache, but not the one that this folder belongs to."""
+    (folder.parent / "other/blobs").mkdir(parents=True)
+    (folder.parent / "other/blobs/1").write_text("a secret")
+    (folder / "extra.txt").symlink_to("../other/blobs/1")
+
+
 def linked_folder(folder: Path) -> None:
     (folder / "extra").symlink_to("/")
 
@@ -174,6 +186,10 @@ REFUSED: list[tuple[str, Callable[[Path], object], str]] = [
     ("random", write(FIRST, b"\xff" * 500), f"{FIRST} has no safetensors header"),
     ("header corrupted", corrupted_header, f"{FIRST} has a corrupted header"),
     ("no tokenizer", remove("tokenizer.json"), "has no tokenizer"),
+    ("no chat template", remove("tokenizer_config.json"), "has no chat template: it is no chat"),
+    ("other template", write("tokenizer_config.json", "{}"), "has no chat template: it is no chat"),
+    ("stranger", stranger, "extra.txt is a link to "),
+    ("strange blob", strange_blob, "extra.txt is a link to "),
     ("dangling link", dangling, f"{FIRST} leads to a file that cannot be read"),
     ("linked folder", linked_folder, "extra is neither a file nor a folder"),
     ("pipe", pipe, "pipe is neither a file nor a folder"),
@@ -205,6 +221,44 @@ def test_every_kind_of_tokenizer_will_do(
     for name in names:
         (folder / name).write_text("{}")
     look(folder)
+
+
+@pytest.mark.parametrize("name", ["chat_template.jinja", "chat_template.json", "qwen.tiktoken"])
+def test_every_place_of_a_chat_template_will_do(look: Inspect, folder: Path, name: str) -> None:
+    (folder / "tokenizer_config.json").write_text("{}")
+    (folder / name).write_text("{}")
+    look(folder)
+
+
+def test_a_folder_without_a_chat_template_is_refused_with_what_to_use(
+    look: Inspect, folder: Path
+) -> None:
+    (folder / "tokenizer_config.json").unlink()
+    with pytest.raises(FolderRefused) as refused:
+        look(folder)
+    assert refused.value.message == f"{folder} has no chat template: it is no chat model"
+    assert refused.value.hint == "Use the -Instruct or -Chat model of the family"
+
+
+def test_a_link_out_of_the_folder_is_refused_with_where_it_leads(
+    look: Inspect, folder: Path
+) -> None:
+    stranger(folder)
+    with pytest.raises(FolderRefused) as refused:
+        look(folder)
+    outside = (folder.parent / "outside").resolve()
+    assert refused.value.message == (
+        f"{folder / 'extra.txt'} is a link to {outside}, outside the folder"
+    )
+    assert refused.value.hint == "Copy the file, or remove it"
+
+
+def test_a_link_to_another_file_of_the_model_is_followed(
+    look: Inspect, folder: Path, tmp_path: Path
+) -> None:
+    (folder / "merges.txt").symlink_to("tokenizer.json")
+    (tmp_path / "link").symlink_to(folder)
+    assert "merges.txt" in [a.path for a in look(tmp_path / "link").manifest.artifacts]
 
 
 def test_a_file_instead_of_a_folder_is_refused(look: Inspect, folder: Path) -> None:

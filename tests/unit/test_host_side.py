@@ -14,6 +14,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -93,6 +94,7 @@ def full(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, dict[
         (releases / name).mkdir(parents=True)
         (releases / name / "release.json").write_text(text)
         (releases / name / "venv").symlink_to(f"{root}/opt/qwen-deploy/venvs/v{name}")
+        os.utime(releases / name, (1, 1))
     (releases / "empty").mkdir()
     (root / "opt/qwen-deploy/current").symlink_to(releases / "r-2")
     (root / "etc/qwen-deploy/keys").write_text(f"operator {'0' * 64}\n\ntorn\ndefault 11 more\n")
@@ -142,6 +144,32 @@ def test_digests_tell_files_links_and_folders_apart(full: Full) -> None:
     }
 
 
+ENVIRONMENTS: dict[str, tuple[str | None, set[str], bool]] = {
+    "whole": ("torch\nuvicorn", {"torch", "uvicorn"}, True),
+    "used by root": ("torch\nuvicorn", {"torch", "uvicorn", "__pycache__"}, True),
+    "with a package too few": ("torch\nuvicorn", {"torch"}, False),
+    "with a package too many": ("torch\nuvicorn", {"numpy", "torch", "uvicorn"}, False),
+    "emptied": ("torch\nuvicorn", set(), False),
+    "without a list": (None, {"torch", "uvicorn"}, False),
+}
+
+
+@pytest.mark.parametrize(("listed", "there", "counts"), ENVIRONMENTS.values(), ids=ENVIRONMENTS)
+def test_the_marker_of_an_environment_counts_only_if_all_that_is_listed_is_there(
+    root: Path, listed: str | None, there: set[str], counts: bool
+) -> None:
+    venv = root / "venv"
+    for name in there:
+        (venv / "lib/python3.11/site-packages" / name).mkdir(parents=True)
+    venv.mkdir(exist_ok=True)
+    (venv / ".complete").write_bytes(b"lock")
+    if listed is not None:
+        (venv / ".names").write_text(listed)
+    marker = f"{venv}/.complete"
+    expected = hashlib.sha256(b"lock").hexdigest() if counts else None
+    assert inspect(root, paths=[marker])["digests"] == {marker: expected}
+
+
 def test_a_tree_is_listed_with_sizes_through_one_link(full: Full, bare: dict[str, Any]) -> None:
     assert full[1]["tree"] == {"config.json": 2, "sub/a": 3}
     assert bare["tree"] == {}
@@ -163,11 +191,13 @@ def test_the_owner_of_a_port_is_found(full: Full, bare: dict[str, Any]) -> None:
 
 
 def test_releases_are_listed_and_a_torn_one_is_not(full: Full, bare: dict[str, Any]) -> None:
-    _, printed = full
+    root, printed = full
     assert printed["current"] == "r-2"
     listed = [(one["id"], one["venv"], one["model"]) for one in printed["releases"]]
     assert listed == [("r-1", "vr-1", "m"), ("r-2", "vr-2", "m")]
-    assert printed["releases"][0]["made_at"] > 0
+    for one in printed["releases"]:
+        # Not by the archive, which dates everything alike.
+        assert one["made_at"] == (root / "opt/qwen-deploy/releases" / one["id"]).stat().st_ctime
     assert (bare["current"], bare["releases"]) == (None, [])
 
 
@@ -265,6 +295,25 @@ def test_a_service_that_does_not_listen_is_told_with_the_reason(served: Path) ->
     assert answer == {"status": 0, "ready": "[Errno 111] Connection refused"}
 
 
+@pytest.mark.parametrize("said", [b"", b"SSH-2.0-x\r\n"])
+def test_somebody_who_speaks_no_http_is_told_as_no_answer(served: Path, said: bytes) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def answer() -> None:
+            client, _ = server.accept()
+            with client:
+                client.recv(65536)
+                client.sendall(said)
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        listen = json.dumps({"listen": f"127.0.0.1:{server.getsockname()[1]}"})
+        (served / "opt/qwen-deploy/current/release.json").write_text(listen)
+        answered = ask_service(served, "completion")
+        thread.join()
+    assert answered == {"status": 0, "ready": "no answer in HTTP"}
+
+
 def record(root: Path, **line: Any) -> None:
     subprocess.run(moved(commands.record(line), root), check=True, env=ENVIRONMENT)
 
@@ -304,7 +353,7 @@ def lock(root: Path, who: str, **constants: str) -> Iterator[subprocess.Popen[st
 def test_the_second_is_told_who_holds_the_lock(root: Path) -> None:
     with lock(root, "anna") as holder:
         assert first_line(holder) == "held"
-        with lock(root, "bert") as second:
+        with lock(root, "bert", PATIENCE_SECONDS="0.2") as second:
             owner = {"who": "anna", "since": "today", "pid": holder.pid}
             assert commands.parse_lock_owner(first_line(second)) == owner
             assert second.wait(DEADLINE_SECONDS) == 75
@@ -327,6 +376,24 @@ def test_a_lock_ends_with_a_killed_holder(root: Path) -> None:
         assert_free(root)
 
 
+def test_who_comes_while_the_holder_ends_gets_the_lock(root: Path) -> None:
+    with lock(root, "anna") as holder:
+        assert first_line(holder) == "held"
+        with lock(root, "bert", PATIENCE_SECONDS=str(DEADLINE_SECONDS)) as second:
+            wait_until_open(root / "run/qwen-deploy.lock", second)
+            holder.kill()
+            assert first_line(second) == "held"
+    assert json.loads((root / "run/qwen-deploy.lock").read_text())["who"] == "bert"
+
+
+def wait_until_open(path: Path, process: subprocess.Popen[str]) -> None:
+    ends_at = time.monotonic() + DEADLINE_SECONDS
+    descriptors = Path(f"/proc/{process.pid}/fd")
+    while not any(os.path.realpath(one) == str(path) for one in descriptors.iterdir()):
+        assert time.monotonic() < ends_at
+        time.sleep(0.01)
+
+
 def test_a_lock_ends_with_silence(root: Path) -> None:
     with lock(root, "anna", SILENCE_SECONDS="0.05") as holder:
         assert first_line(holder) == "held"
@@ -340,7 +407,7 @@ def test_heartbeats_keep_a_lock(root: Path) -> None:
         assert holder.stdin is not None
         holder.stdin.write("\n" * 3)
         holder.stdin.flush()
-        with lock(root, "bert") as second:
+        with lock(root, "bert", PATIENCE_SECONDS="0") as second:
             assert "anna" in first_line(second)
 
 

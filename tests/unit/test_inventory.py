@@ -12,8 +12,9 @@ HOSTS = {
     "root@192.168.110.131:22": Host("192.168.110.131:22", "192.168.110.131", "root", 22),
     "2001:db8::1": Host("2001:db8::1", "2001:db8::1"),
     "root@fe80::1%eth0": Host("fe80::1%eth0", "fe80::1%eth0", "root"),
-    "root@[2001:db8::1]:22": Host("2001:db8::1:22", "2001:db8::1", "root", 22),
+    "root@[2001:db8::1]:22": Host("[2001:db8::1]:22", "2001:db8::1", "root", 22),
     "[::1]": Host("::1", "::1"),
+    "[::1]:22": Host("[::1]:22", "::1", None, 22),
     "主机": Host("主机", "主机"),
 }
 
@@ -22,6 +23,12 @@ HOSTS = {
 def test_a_host_is_read_as_ssh_reads_it(text: str, host: Host) -> None:
     assert parse_host(text) == host
     assert str(host) == host.name
+
+
+@pytest.mark.parametrize("host", HOSTS.values(), ids=HOSTS)
+def test_its_text_means_the_same_host_again(host: Host) -> None:
+    assert parse_host(host.text) == host
+    assert host.text == (f"{host.user}@{host.name}" if host.user else host.name)
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import pytest
 
 from qwen_deploy.cli.output import Mode, Output
 from qwen_deploy.errors import NeedsAttention, RolloutFailed
-from qwen_deploy.events import HostFinished, StageFinished, StageStarted, TaskDone
+from qwen_deploy.events import HostFinished, KeyCreated, StageFinished, StageStarted, TaskDone
 
 FAILURE = RolloutFailed(
     "r-2 on `gpu-1` is not ready: the unit failed (exit-code)",
@@ -17,7 +17,6 @@ FAILURE = RolloutFailed(
     state="gpu-1 was rolled back and serves r-1",
     evidence=("loading", "torch.OutOfMemoryError: 显存不足"),
     origin="journal of qwen.service",
-    serves="r-1",
 )
 FAILURE_TEXT = """\
 error: r-2 on `gpu-1` is not ready: the unit failed (exit-code)
@@ -117,6 +116,19 @@ def test_the_quiet_mode_says_nothing_but_errors(capsys: Capture) -> None:
     out.value({"x": 1})
     out.table(("A",), [("b",)])
     assert capsys.readouterr() == ("", "")
+
+
+def test_the_quiet_mode_prints_a_key_that_nobody_could_see_later(capsys: Capture) -> None:
+    Output(Mode.QUIET).event(KeyCreated("gpu-1", "sk-1"))
+    assert capsys.readouterr() == ("sk-1\n", "")
+
+
+@pytest.mark.parametrize(
+    ("mode", "out"), [(Mode.HUMAN, "一\n"), (Mode.QUIET, "一\n"), (Mode.JSON, "")]
+)
+def test_a_line_of_the_answer_is_no_json(mode: Mode, out: str, capsys: Capture) -> None:
+    Output(mode).line("一")
+    assert capsys.readouterr() == (out, "")
 
 
 def test_a_table_is_aligned_by_columns_of_the_terminal(capsys: Capture) -> None:

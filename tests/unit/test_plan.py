@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from qwen_deploy import facts, plan, release
+from qwen_deploy import facts, manifest, plan, release
 from qwen_deploy.plan import Plan, Step
 from tests.fakes import (
     ACTIVE_SOCKET,
@@ -15,6 +15,7 @@ from tests.fakes import (
     answers,
     deployment,
     digests,
+    lying,
     raw_facts,
     release_of,
     serving,
@@ -24,6 +25,7 @@ DEPLOYMENT = deployment()
 RELEASE = release_of()
 WANTED = {**release.host_state(DEPLOYMENT), **RELEASE.managed}
 OLD = "r-0badcafe"
+OTHER_MODEL = manifest.make("Qwen/Other", MANIFEST.artifacts, "c" * 40)
 UNITS = {"qwen.service": ACTIVE_UNIT, "qwen.socket": ACTIVE_SOCKET}
 
 
@@ -147,6 +149,62 @@ def test_another_release_replaces_the_current_one() -> None:
     made = plan_for(served(current=OLD, service=answers(OLD)))
     assert made.steps == (Step("service", f"release {OLD} -> {RELEASE.id}"),)
     assert made.previous == OLD
+
+
+BEFORE: dict[str, tuple[dict[str, Any], str]] = {
+    "nothing but the id": ({}, ""),
+    "port": (
+        release_of(service={"port": 8100}).content,
+        " (listen 0.0.0.0:8100 -> 0.0.0.0:8000)",
+    ),
+    "settings": (
+        release_of(service={"max_batch": 3, "max_queue": 7}).content,
+        " (max_batch 3 -> 16; max_queue 7 -> 128)",
+    ),
+    "a setting that had no value": (
+        {"settings": RELEASE.content["settings"] | {"QWEN_MAX_BATCH": ""}},
+        " (max_batch default -> 16)",
+    ),
+    "a setting that has none now": (
+        release_of(service={"threads": 2}).content,
+        " (threads 2 -> default)",
+    ),
+    "a setting that is new": (
+        {"settings": {k: v for k, v in RELEASE.content["settings"].items() if k != "QWEN_DTYPE"}},
+        " (dtype default -> auto)",
+    ),
+    "model": (
+        release.make(DEPLOYMENT, OTHER_MODEL, "cpu").content,
+        f" (model Qwen/Other -> {MANIFEST.model}; revision {'c' * 40} -> {MANIFEST.revision})",
+    ),
+    "accelerator": (
+        release.make(DEPLOYMENT, MANIFEST, "cuda").content,
+        " (accelerator cuda -> cpu; other packages)",
+    ),
+    "interpreter": (
+        {"python": "/usr/bin/python3.12"},
+        f" (python /usr/bin/python3.12 -> {RELEASE.python})",
+    ),
+    "lock": ({"lock": "0" * 64}, " (other packages)"),
+    "service files": (
+        {"files": RELEASE.content["files"] | {"service/qwen_service/app.py": "0" * 64}},
+        " (another version of the service)",
+    ),
+    "all at once": (
+        {"listen": "127.0.0.1:1", "lock": "0" * 64, "files": {}},
+        " (listen 127.0.0.1:1 -> 0.0.0.0:8000; other packages; another version of the service)",
+    ),
+}
+
+
+@pytest.mark.parametrize(("content", "changes"), BEFORE.values(), ids=BEFORE)
+def test_a_new_release_is_told_with_what_a_person_changed(
+    content: dict[str, Any], changes: str
+) -> None:
+    there = [lying(RELEASE, made_at=2.0, id="r-newer"), lying(RELEASE, made_at=1.0, id=OLD)]
+    there[1] |= content
+    made = plan_for(served(current=OLD, releases=there, service=answers(OLD)))
+    assert made.steps == (Step("service", f"release {OLD} -> {RELEASE.id}{changes}"),)
 
 
 def test_weights_without_a_manifest_are_sent_again() -> None:

@@ -94,8 +94,20 @@ JUDGED: dict[str, tuple[Facts, str | None]] = {
         "the unit failed (watchdog)",
     ),
     "restarted behind our back": (
-        seen(ACTIVE_UNIT | {"NRestarts": "1"}, answers(RELEASE)),
-        "the unit failed (success)",
+        seen(ACTIVE_UNIT | {"NRestarts": "1", "ExecMainStatus": "3"}, answers(RELEASE)),
+        "the unit failed (exit status 3)",
+    ),
+    "about to be started again": (
+        seen(LOADING_UNIT | {"SubState": "auto-restart", "ExecMainStatus": "1"}),
+        "the unit failed (exit status 1)",
+    ),
+    "failed before it ran": (
+        seen({"ActiveState": "failed", "NRestarts": "0", "Result": "success"}),
+        "the unit failed (exit status unknown)",
+    ),
+    "failed without a result": (
+        seen({"ActiveState": "failed", "NRestarts": "0"}),
+        "the unit failed (unknown)",
     ),
     "starting": (seen(LOADING_UNIT), None),
     "active without an answer": (seen(ACTIVE_UNIT), None),

@@ -30,6 +30,12 @@ SHOWN: dict[str, tuple[Event, str | None, str | None, str | None]] = {
         "gpu-1  ready     done  3.2s",
         None,
     ),
+    "stage that failed": (
+        StageFinished(H, "converge", 3.21, "unreachable"),
+        "gpu-1  converge  unreachable  3.2s",
+        "gpu-1  converge  unreachable  3.2s",
+        None,
+    ),
     "task started": (
         TaskStarted(H, "runtime", "Copy uv"),
         None,

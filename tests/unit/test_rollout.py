@@ -1,14 +1,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from qwen_deploy import folder, prospect, rollout
-from qwen_deploy.converge import Converged
+from qwen_deploy.converge import Converged, Status
 from qwen_deploy.errors import (
     Interrupted,
     LockHeld,
@@ -66,6 +66,11 @@ class Stage:
         return failed.value
 
     @property
+    def endings(self) -> list[tuple[str, str]]:
+        finished = [event for event in self.events if isinstance(event, StageFinished)]
+        return [(event.stage, event.summary) for event in finished]
+
+    @property
     def last_audit(self) -> dict[str, Any]:
         return {key: value for key, value in self.host.audit[-1].items() if key != "seconds"}
 
@@ -86,11 +91,14 @@ def upgrade(stage: Stage) -> Stage:
     return stage
 
 
-def audit_line(release: str | None, outcome: str, *, previous: str | None) -> dict[str, Any]:
+def audit_line(
+    release: str | None, outcome: str, *, previous: str | None, tried: str | None = None
+) -> dict[str, Any]:
     return {
         "who": "anna@laptop",
         "action": "up",
         "release": release,
+        "tried": tried,
         "previous": previous,
         "outcome": outcome,
         "proven": release is not None,
@@ -118,6 +126,26 @@ def test_the_stages_are_told_in_order(stage: Stage) -> None:
         ("StageStarted", "ready"),
         ("StageFinished", "ready"),
     ]
+    assert stage.endings == [("converge", "done"), ("ready", "done")]
+
+
+@pytest.mark.parametrize("status", ["failed", "canceled", "unreachable"])
+def test_a_stage_that_does_not_succeed_is_not_told_as_done(stage: Stage, status: Status) -> None:
+    stage.fail("up.yml", failure=Converged(status, 0, "Copy uv"))
+    with pytest.raises(QwenDeployError):
+        stage.up()
+    assert stage.endings == [("converge", status)]
+
+
+def test_each_proof_is_told_with_its_own_end(upgrade: Stage) -> None:
+    upgrade.host.broken.add(upgrade.new)
+    upgrade.fails_up(RolloutFailed)
+    assert upgrade.endings == [
+        ("converge", "done"),
+        ("ready", "failed"),
+        ("rollback", "done"),
+        ("ready", "done"),
+    ]
 
 
 def test_a_made_key_is_shown_once_and_travels_as_files(stage: Stage) -> None:
@@ -131,6 +159,16 @@ def test_a_made_key_is_shown_once_and_travels_as_files(stage: Stage) -> None:
     assert stage.converge.files["operator.key"].startswith(b"sk-")
 
 
+def test_a_key_is_told_before_anything_is_written(stage: Stage) -> None:
+    """A kill at any later moment leaves no key that nobody knows."""
+    stage.fail("up.yml")
+    stage.fails_up(NeedsAttention)
+    assert stage.events[:2] == [
+        KeyCreated("gpu-1", USER_KEY.key),
+        StageStarted("gpu-1", "converge"),
+    ]
+
+
 def test_a_second_up_does_not_even_take_the_lock(stage: Stage) -> None:
     stage.up()
     lines = len(stage.host.audit)
@@ -139,6 +177,34 @@ def test_a_second_up_does_not_even_take_the_lock(stage: Stage) -> None:
     assert finished.previous == stage.new
     assert stage.host.story == []
     assert len(stage.host.audit) == lines
+
+
+def test_a_proof_that_nobody_wrote_down_is_written_down(stage: Stage) -> None:
+    """As after a power loss between the proof and its audit line."""
+    stage.up()
+    stage.host.audit.clear()
+    finished = stage.up()
+    assert (finished.outcome, finished.release) == ("unchanged", stage.new)
+    assert stage.host.story == ["lock", "record", "unlock"]
+    assert stage.last_audit == audit_line(stage.new, "unchanged", previous=stage.new)
+    stage.up()
+    assert stage.host.story == []
+
+
+def test_a_proof_of_another_release_in_between_is_outdated(stage: Stage) -> None:
+    stage.up()
+    stage.host.has_proven(OLD)
+    stage.host.serve(stage.new)
+    assert stage.up().outcome == "unchanged"
+    assert stage.last_audit == audit_line(stage.new, "unchanged", previous=stage.new)
+
+
+def test_a_proof_is_not_written_down_while_somebody_else_holds_the_lock(stage: Stage) -> None:
+    stage.up()
+    stage.host.audit.clear()
+    stage.host.locked_by = {"who": "bert@desk"}
+    stage.fails_up(LockHeld)
+    assert stage.host.audit == []
 
 
 def test_an_unproven_host_is_proven_although_nothing_differs(stage: Stage) -> None:
@@ -182,17 +248,28 @@ def test_a_failure_before_activation_leaves_the_old_release_serving(upgrade: Sta
     assert error.origin == "output of the task on gpu-1"
     assert error.state == f"gpu-1 still serves {OLD}"
     assert (error.exit_code, error.outcome, error.serves) == (1, "rolled back", OLD)
+    assert error.hint == "qwen-deploy up --host root@gpu-1"
     assert upgrade.host.story == ["lock", "facts", "up.yml", "facts", "record"]
-    assert upgrade.last_audit == audit_line(OLD, "rolled back", previous=OLD)
+    expected = audit_line(OLD, "rolled back", previous=OLD, tried=upgrade.new)
+    assert upgrade.last_audit == expected
+
+
+def test_a_failure_tells_how_the_change_of_its_host_ended(upgrade: Stage) -> None:
+    upgrade.fail("up.yml")
+    finished = upgrade.fails_up(RolloutFailed).finished
+    assert finished is not None
+    assert finished.seconds > 0
+    assert replace(finished, seconds=0) == HostFinished("gpu-1", "rolled back", OLD, OLD, 0, 0)
+    assert upgrade.host.audit[-1]["seconds"] == round(finished.seconds, 1)
 
 
 def test_a_failure_before_activation_of_a_first_release_needs_attention(stage: Stage) -> None:
     stage.fail("up.yml")
     error = stage.fails_up(NeedsAttention)
-    assert error.state == "gpu-1 serves nothing: no earlier release was proven"
+    assert error.state == "gpu-1 serves nothing: no other release was proven"
     assert (error.exit_code, error.outcome, error.serves) == (5, "needs attention", None)
     assert "stop.yml" not in stage.host.story
-    assert stage.last_audit == audit_line(None, "needs attention", previous=None)
+    assert stage.last_audit == audit_line(None, "needs attention", previous=None, tried=stage.new)
 
 
 def test_a_release_that_does_not_get_ready_is_rolled_back_and_that_is_proven(
@@ -209,14 +286,15 @@ def test_a_release_that_does_not_get_ready_is_rolled_back_and_that_is_proven(
     assert error.evidence == ("loading", "torch.OutOfMemoryError: CUDA out of memory")
     assert error.origin == "journal of qwen.service"
     assert error.state == f"gpu-1 was rolled back and serves {OLD}"
-    assert error.hint == "qwen-deploy logs --host gpu-1 -n 200"
+    assert error.hint == "qwen-deploy logs --host root@gpu-1 -n 200"
     assert (error.exit_code, error.outcome, error.serves) == (1, "rolled back", OLD)
     assert upgrade.host.current == OLD
     assert upgrade.host.story == [
         *("lock", "facts", "up.yml", "facts", "journal"),
         *("facts", "rollback.yml", "facts", "record"),
     ]
-    assert upgrade.last_audit == audit_line(OLD, "rolled back", previous=OLD)
+    expected = audit_line(OLD, "rolled back", previous=OLD, tried=upgrade.new)
+    assert upgrade.last_audit == expected
 
 
 def test_a_failure_after_activation_is_rolled_back_too(upgrade: Stage) -> None:
@@ -229,10 +307,10 @@ def test_a_failure_after_activation_is_rolled_back_too(upgrade: Stage) -> None:
 def test_a_first_release_that_does_not_get_ready_is_stopped(stage: Stage) -> None:
     stage.host.broken.add(stage.new)
     error = stage.fails_up(NeedsAttention)
-    assert error.state == "gpu-1 serves nothing: no earlier release was proven"
+    assert error.state == "gpu-1 serves nothing: no other release was proven"
     assert error.exit_code == 5
     assert "stop.yml" in stage.host.story
-    assert stage.last_audit == audit_line(None, "needs attention", previous=None)
+    assert stage.last_audit == audit_line(None, "needs attention", previous=None, tried=stage.new)
 
 
 def test_a_previous_release_that_is_not_ready_either_needs_attention(upgrade: Stage) -> None:
@@ -240,7 +318,9 @@ def test_a_previous_release_that_is_not_ready_either_needs_attention(upgrade: St
     error = upgrade.fails_up(NeedsAttention)
     assert error.state == f"gpu-1: {OLD} is not ready either: the unit failed (exit-code)"
     assert (error.exit_code, error.serves) == (5, None)
-    assert upgrade.last_audit == audit_line(None, "needs attention", previous=OLD)
+    assert upgrade.last_audit == audit_line(
+        None, "needs attention", previous=OLD, tried=upgrade.new
+    )
 
 
 def test_a_release_that_was_never_proven_is_not_returned_to(upgrade: Stage) -> None:
@@ -266,7 +346,8 @@ def test_an_interrupted_converge_leaves_the_old_release_serving(upgrade: Stage) 
     assert error.message == "interrupted at `Copy uv`"
     assert error.state == f"gpu-1 still serves {OLD}"
     assert (error.exit_code, error.outcome, error.serves) == (130, "rolled back", OLD)
-    assert upgrade.last_audit == audit_line(OLD, "rolled back", previous=OLD)
+    expected = audit_line(OLD, "rolled back", previous=OLD, tried=upgrade.new)
+    assert upgrade.last_audit == expected
 
 
 def test_an_interrupted_proof_is_rolled_back_and_that_is_not_interrupted(
@@ -283,7 +364,7 @@ def test_an_interrupted_proof_is_rolled_back_and_that_is_not_interrupted(
 def test_an_interrupted_first_release_needs_attention(stage: Stage) -> None:
     stage.is_interrupted = lambda: True
     error = stage.fails_up(Interrupted)
-    assert error.state == "gpu-1 serves nothing: no earlier release was proven"
+    assert error.state == "gpu-1 serves nothing: no other release was proven"
     assert (error.exit_code, error.outcome) == (130, "needs attention")
 
 
@@ -296,6 +377,8 @@ def test_a_connection_lost_in_the_middle_needs_attention(upgrade: Stage, entry: 
         "nobody can tell what gpu-1 serves: lost the connection to `gpu-1`: it was closed"
     )
     assert (error.exit_code, error.outcome, error.serves) == (5, "needs attention", None)
+    assert error.finished is not None
+    assert (error.finished.outcome, error.finished.previous) == ("needs attention", OLD)
 
 
 def test_a_connection_that_converge_lost_is_told_with_the_task(upgrade: Stage) -> None:
@@ -330,9 +413,17 @@ def test_a_restart_that_fails_needs_attention(upgrade: Stage) -> None:
         rollout.restart(upgrade.session, upgrade.run)
     assert failed.value.message == f"{OLD} on `gpu-1` is not ready: the unit failed (exit-code)"
     assert failed.value.state == "gpu-1 needs attention"
-    assert failed.value.hint == "qwen-deploy rollback --host gpu-1"
+    assert failed.value.hint == f"qwen-deploy rollback {OLDER} --host root@gpu-1"
     assert upgrade.last_audit["outcome"] == "needs attention"
     assert not upgrade.last_audit["proven"]
+
+
+def test_a_restart_of_the_only_release_that_fails_leads_to_up(stage: Stage) -> None:
+    stage.host.has_proven(OLD)
+    stage.host.broken.add(OLD)
+    with pytest.raises(NeedsAttention) as failed:
+        rollout.restart(stage.session, stage.run)
+    assert failed.value.hint == "qwen-deploy up --host root@gpu-1"
 
 
 def test_a_restart_whose_playbook_fails_says_at_which_task(upgrade: Stage) -> None:
@@ -346,7 +437,7 @@ def test_a_restart_without_a_release_is_refused(stage: Stage) -> None:
         rollout.restart(stage.session, stage.run)
     assert refused.value.message == "`gpu-1` has no release"
     assert refused.value.state == "gpu-1 was not changed"
-    assert refused.value.hint == "qwen-deploy up --host gpu-1"
+    assert refused.value.hint == "qwen-deploy up --host root@gpu-1"
 
 
 @pytest.mark.parametrize(("named", "target"), [(None, OLDER), (OLDER, OLDER), (OLD, OLD)])
@@ -387,6 +478,7 @@ def test_a_rollback_that_fails_needs_attention(upgrade: Stage) -> None:
         rollout.rollback(upgrade.session, upgrade.run, None)
     assert failed.value.message == f"{OLDER} on `gpu-1` is not ready: the unit failed (exit-code)"
     assert failed.value.exit_code == 5
+    assert failed.value.hint == f"qwen-deploy rollback {OLD} --host root@gpu-1"
 
 
 def test_weights_travel_while_the_host_converges(tmp_path: Path) -> None:
