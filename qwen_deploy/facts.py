@@ -77,6 +77,11 @@ class Facts:
         return self.unit.get("ActiveState", "unknown")
 
     @property
+    def current_release(self) -> Mapping[str, Any] | None:
+        """The release.json of what `current` points to, with its id."""
+        return next((one for one in self.releases if one["id"] == self.current), None)
+
+    @property
     def proven(self) -> tuple[str, ...]:
         """Releases that were once proven here and still lie here, the latest proof last."""
         there = {release["id"] for release in self.releases}

@@ -44,20 +44,21 @@ def make(
     transfer = missing_bytes(facts, release)
     if not facts.digests.get(f"{release.model_dir}/manifest.json"):
         transfer = release.manifest.total_bytes
+    unit_steps = _unit_steps(facts)
     steps = (
         *_host_steps(facts, tuple(path for path in differing if wanted[path] == "directory")),
         *_runtime_steps(release, differing),
         *((Step("weights", f"send {_megabytes(transfer)}"),) if transfer else ()),
         *_service_steps(facts, release, differing),
         *((Step("keys", "write API keys"),) if writes_keys else ()),
-        *_unit_steps(facts),
+        *unit_steps,
     )
     return Plan(
         host=host,
         release=release.id,
         previous=facts.current,
         steps=steps,
-        must_restart=bool(_unit_steps(facts)) and not _is_starting(facts),
+        must_restart=bool(unit_steps) and not _is_starting(facts),
         transfer_bytes=transfer,
         expired=_expired(facts, release),
     )
@@ -89,7 +90,7 @@ def _service_steps(facts: Facts, release: Release, differing: tuple[str, ...]) -
 
 
 def _release_summary(facts: Facts, release: Release) -> str:
-    before = next((one for one in facts.releases if one["id"] == facts.current), None)
+    before = facts.current_release
     summary = f"release {facts.current or 'none'} -> {release.id}"
     changes = "; ".join(_differences(before, release.content)) if before else ""
     return f"{summary} ({changes})" if changes else summary

@@ -136,7 +136,7 @@ def _variables(prospect: Prospect, wanted: Wanted) -> dict[str, Any]:
 
 
 def _port_changes(prospect: Prospect) -> bool:
-    path = "/etc/systemd/system/qwen.socket.d/listen.conf"
+    path = f"{release.PORT_DIR}/listen.conf"
     there = prospect.facts.digests.get(path)
     return there is not None and there != prospect.release.managed[path]
 

@@ -121,7 +121,7 @@ def _service(session: Session) -> tuple[int, str, str, str]:
     from qwen_deploy import commands, facts, prospect
 
     known = prospect.ask(session, facts.question((), service=None, probe="ready"))
-    served = next((one for one in known.releases if one["id"] == known.current), None)
+    served = known.current_release
     if served is None or known.unit_state not in ("active", "activating"):
         raise NeedsAttention(
             f"`{session.host}` serves nothing",

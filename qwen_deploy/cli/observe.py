@@ -91,7 +91,7 @@ def _reason(facts: Facts) -> str:
 
 
 def _model(facts: Facts) -> str | None:
-    return next((str(one["model"]) for one in facts.releases if one["id"] == facts.current), None)
+    return str(facts.current_release["model"]) if facts.current_release else None
 
 
 def _gpu(gpu: Any) -> str:
