@@ -23,6 +23,7 @@ PYTHON = VENV / "bin" / "python"
 # Without a place of its own to find PyTorch's CPU build, a machine gets it from PyTorch's index:
 # the one on PyPI brings gigabytes of CUDA.
 CPU_BUILD = ("--torch-backend", "cpu")
+OF_TESTS = {"sshd": "openssh-server", "git": "git", "git-lfs": "git-lfs", "curl": "curl"}
 
 
 def main() -> None:
@@ -60,9 +61,10 @@ def install_lab_packages() -> None:
 
 
 def install_test_packages() -> None:
-    """Those of the lab, and sshd: tests start their own, and the machine gets no server of it."""
-    missing = _missing({"sshd": "openssh-server"})
-    for unit in ("ssh.service", "ssh.socket") if missing else ():
+    """Those of the lab, what the loopback hub and its clients run, and sshd: tests start their
+    own, and the machine gets no server of it."""
+    missing = _missing(OF_TESTS)
+    for unit in ("ssh.service", "ssh.socket") if "openssh-server" in missing else ():
         mask = Path("/etc/systemd/system") / unit
         if not mask.exists():
             mask.parent.mkdir(parents=True, exist_ok=True)
