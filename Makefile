@@ -37,7 +37,7 @@ lint: $(INSTALLED) ## Check style and types: ruff, mypy, yamllint, ansible-lint
 	@PATH="$(CURDIR)/$(BIN):$$PATH" ANSIBLE_CONFIG=playbooks/ansible.cfg \
 		ansible-lint -q --config-file .config/ansible-lint.yml playbooks
 
-bench: $(INSTALLED) lab-programs ## Measure, print and write build/bench/figures.json
+bench: $(INSTALLED) test-programs ## Measure, print and write build/bench/figures.json
 	@$(BIN)/python -m tests.bench
 
 lab: $(INSTALLED) lab-programs ## Start N=1 hosts to play with, until Ctrl-C

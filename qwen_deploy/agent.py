@@ -1,10 +1,20 @@
-"""The host's weights program as one file that its python3 runs. Does not know how it gets there."""
+"""The host's weights program as one file that its python3 runs, and its runs in the foreground.
+What it does is service/qwen_weights."""
 
 from __future__ import annotations
 
 import io
+import json
+import tarfile
 import zipfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
+
+from qwen_deploy import bundle, commands
+from qwen_deploy.errors import NeedsAttention, QwenDeployError
+from qwen_deploy.release import ROOT, STATE
+from qwen_deploy.remote import Session
 
 _MAIN = """\
 import sys
@@ -14,6 +24,9 @@ from qwen_weights.__main__ import main
 sys.exit(main())
 """
 _EPOCH = (1980, 1, 1, 0, 0, 0)  # the oldest that zip knows: the same sources give the same bytes
+# Terabytes may have to be read, and nothing is printed meanwhile.
+_LONGEST_SECONDS = 6 * 3600.0
+_RELEASES = f"{ROOT}/releases"
 
 
 def pack_agent(package_dir: Path) -> bytes:
@@ -30,3 +43,62 @@ def pack_agent(package_dir: Path) -> bytes:
             entry.create_system = 3  # Unix, whatever packs it
             archive.writestr(entry, content)
     return packed.getvalue()
+
+
+def archive(files: Mapping[str, bytes]) -> bytes:
+    """The program, with the files it is to find beside it, as tar."""
+    program = {"agent.pyz": pack_agent(bundle.service_dir() / "qwen_weights")}
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as packed:
+        for name, content in {**program, **files}.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            packed.addfile(member, io.BytesIO(content))
+    return buffer.getvalue()
+
+
+def verify(session: Session, *, quick: bool) -> tuple[Mapping[str, Any], ...]:
+    """A verdict for every revision that lies on the host."""
+    verdicts = []
+    for model in listing(session)["models"]:
+        options = ["--json", *(["--quick"] if quick else [])]
+        verdicts.append(_json(session, ["verify", *options, model["directory"]], may_fail=True))
+    return tuple(verdicts)
+
+
+def index(session: Session, path: str, model: str) -> Mapping[str, Any]:
+    """What a folder or an archive on the host holds: see `index` of the weights program."""
+    options = ["--model", model, "--cache", f"{STATE}/index.json"]
+    return _json(session, ["index", *options, path])
+
+
+def listing(session: Session) -> Mapping[str, Any]:
+    return _json(session, ["list", "--root", STATE, "--releases", _RELEASES])
+
+
+def prune(session: Session, *, dry_run: bool) -> Mapping[str, Any]:
+    options = ["--dry-run"] if dry_run else []
+    return _json(session, ["prune", "--root", STATE, "--releases", _RELEASES, *options])
+
+
+def _json(
+    session: Session, arguments: Sequence[str], *, may_fail: bool = False
+) -> Mapping[str, Any]:
+    """What it printed; with `may_fail` the verdict counts and not the exit status."""
+    stdin = archive({})
+    done = session.run(commands.agent(arguments), root=True, stdin=stdin, timeout=_LONGEST_SECONDS)
+    if done.ok or (may_fail and done.stdout.strip()):
+        # Lines of progress may come before the answer.
+        answer: Mapping[str, Any] = json.loads(done.stdout.splitlines()[-1])
+        return answer
+    raise failed(session, done.stderr, f"weights {arguments[0]}")
+
+
+def failed(session: Session, stderr: str, what: str) -> QwenDeployError:
+    return NeedsAttention(
+        f"`{what}` failed on `{session.host}`",
+        host=session.host.name,
+        state=f"{session.host} was not changed",
+        evidence=tuple(stderr.strip().splitlines()[-5:]),
+        origin=f"standard error on {session.host}",
+    )

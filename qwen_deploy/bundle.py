@@ -25,6 +25,31 @@ def service_dir() -> Path:
     return _root() / "service"
 
 
+def service_files() -> dict[str, bytes]:
+    """The program that runs on hosts, as `service/...`."""
+    root = service_dir()
+    paths = [
+        path
+        for package in ("qwen_service", "qwen_weights")
+        for path in sorted((root / package).rglob("*"))
+        if path.is_file() and _is_shipped(path)
+    ]
+    return {f"service/{path.relative_to(root).as_posix()}": path.read_bytes() for path in paths}
+
+
+def shipped_files() -> dict[str, bytes]:
+    """Everything that a host gets from this program, but for playbooks: `service/`, `systemd/`."""
+    units = {path.name: path for path in systemd_dir().iterdir() if _is_shipped(path)}
+    return {
+        **service_files(),
+        **{f"systemd/{name}": path.read_bytes() for name, path in sorted(units.items())},
+    }
+
+
+def _is_shipped(path: Path) -> bool:
+    return "__pycache__" not in path.parts and not path.name.startswith(".")
+
+
 def lock_path(engine: str, accelerator: str) -> Path:
     return service_dir() / f"requirements-{engine}-{accelerator}.lock"
 

@@ -27,10 +27,10 @@ fi
 command -v sudo >/dev/null 2>&1 || exit 91
 if sudo -n true 2>/dev/null; then
   [ "$with_password" = no ] || read -r _
-  exec sudo -n -- "$@"
+  exec sudo -n -- env "SSH_CONNECTION=$SSH_CONNECTION" "$@"
 fi
 [ "$with_password" = yes ] || exit 92
-exec sudo -k -S -p '' -- "$@"
+exec sudo -k -S -p '' -- env "SSH_CONNECTION=$SSH_CONNECTION" "$@"
 """
 
 
@@ -109,31 +109,122 @@ def read_file(path: str) -> list[str]:
 TRANSFER_UNIT = "qwen-weights.service"
 TRANSFER_DIR = "/run/qwen-deploy-weights"
 TRANSFER_STATUS = f"{TRANSFER_DIR}/status.json"
+TRANSFER_ORDER = f"{TRANSFER_DIR}/order.json"
+TRANSFER_SOURCES = f"{TRANSFER_DIR}/sources.json"
 TRANSFER_AGENT = f"{TRANSFER_DIR}/agent.pyz"
+BUSY = 75  # EX_TEMPFAIL of sysexits.h
+# Exit codes of the agent that another start would not change (service/qwen_weights/errors.py).
+FINAL_EXITS = "2 10 11 12 13 14 16 19 20 130"
 
-# Unpacks the archive on standard input into a fresh folder, then runs the rest of its arguments.
-# A transfer whose operator is gone has nobody to read from and makes room.
-_UNPACK_AND_RUN = """\
-systemctl stop "$1" 2>/dev/null
-rm -rf "$2" && umask 077 && mkdir -p "$2" "$3" && tar -xC "$2" && shift 3 && exec "$@"
+# Unpacks the archive on standard input into a fresh folder, then runs the rest of its arguments,
+# unless a transfer runs: the same one is joined, another one keeps the host busy.
+_RECEIVE = """\
+unit=$1 dir=$2 state=$3 id=$4; shift 4
+case $(systemctl show -p ActiveState --value "$unit") in active|activating|reloading)
+  cat >/dev/null
+  [ "$(cat "$dir/id" 2>/dev/null)" = "$id" ] || exit 75
+  echo joined; exit 0
+esac
+systemctl stop "$unit" 2>/dev/null
+rm -rf "$dir" && mkdir -p "$state" && umask 077 && mkdir -p "$dir" && tar -xC "$dir" || exit
+echo "$id" >"$dir/id" && "$@" && echo started
 """
 
 
-def start_transfer(port: int, state_dir: str) -> list[str]:
-    """Expects a tar archive with agent.pyz, manifest.json and token on standard input."""
+def start_transfer(order_id: str, state_dir: str, *, reads_host: bool = False) -> list[str]:
+    """Expects a tar archive with agent.pyz, order.json and sources.json on standard input.
+
+    One that reads a folder of the host sees the whole of it: a hard link cannot cross the mounts
+    that a sandbox is made of."""
+    sandbox = (
+        *("-p", "ProtectSystem=strict", "-p", f"ReadWritePaths={state_dir} {TRANSFER_DIR}"),
+        *("-p", "ProtectHome=yes", "-p", "PrivateTmp=yes"),
+    )
     unit = [
         *("systemd-run", "--quiet", "--collect", "--unit", TRANSFER_UNIT),
         *("-p", "Nice=10", "-p", "IOSchedulingClass=idle", "-p", "NoNewPrivileges=yes"),
-        *("-p", "ProtectSystem=strict", "-p", f"ReadWritePaths={state_dir} {TRANSFER_DIR}"),
-        *("-p", "ProtectHome=yes", "-p", "PrivateTmp=yes"),
+        *("-p", "Restart=on-failure", "-p", "RestartSec=2"),
+        *("-p", f"RestartPreventExitStatus={FINAL_EXITS}", "-p", "SuccessExitStatus=130"),
+        *(() if reads_host else sandbox),
     ]
-    agent = [
-        *("python3", TRANSFER_AGENT, "pull", "--manifest", f"{TRANSFER_DIR}/manifest.json"),
-        *("--root", state_dir, "--status", TRANSFER_STATUS),
-        *("--source", f"http://127.0.0.1:{port}", "--token-file", f"{TRANSFER_DIR}/token"),
-    ]
-    places = [TRANSFER_UNIT, TRANSFER_DIR, state_dir]
-    return ["sh", "-c", _UNPACK_AND_RUN, "sh", *places, *unit, *agent]
+    agent = ["python3", TRANSFER_AGENT, "pull", "--dir", TRANSFER_DIR]
+    places = [TRANSFER_UNIT, TRANSFER_DIR, state_dir, order_id]
+    return ["sh", "-c", _RECEIVE, "sh", *places, *unit, *agent]
+
+
+def transfer_status() -> list[str]:
+    """The status as one line of JSON, then the state of the unit."""
+    show = 'cat -- "$2" 2>/dev/null || echo null; systemctl show -p ActiveState --value "$1"'
+    return ["sh", "-c", show, "sh", TRANSFER_UNIT, TRANSFER_STATUS]
+
+
+def parse_transfer_status(text: str) -> Mapping[str, Any]:
+    """Empty where there is none. Without a unit that runs, an unfinished one has died."""
+    line, _, unit = text.partition("\n")
+    try:
+        status = json.loads(line)
+    except ValueError:
+        status = None
+    if not isinstance(status, dict):
+        return {}
+    is_over = status.get("phase") in ("done", "failed")
+    if is_over or unit.strip() in ("active", "activating", "reloading"):
+        return status
+    died = {"kind": "died", "message": "the transfer ended without a result", "exit_code": 17}
+    return {**status, "phase": "failed", "error": died}
+
+
+def replace_secret(path: str) -> list[str]:
+    """Replaces a file by standard input, at once and for root's eyes."""
+    put = 'umask 077; cat >"$1.new" && mv -f "$1.new" "$1"'
+    return ["sh", "-c", put, "sh", path]
+
+
+# Unpacks the archive on standard input, runs the agent in its folder and leaves nothing.
+_AGENT = """\
+dir=$(mktemp -d /run/qwen-deploy-agent.XXXXXX) && tar -xC "$dir" && cd "$dir" || exit
+trap 'rm -rf "$dir"' EXIT
+trap 'exit 130' HUP INT TERM
+python3 agent.pyz "$@"
+"""
+
+
+def agent(arguments: Sequence[str]) -> list[str]:
+    """Expects a tar archive with agent.pyz, and with what else it is to find, on standard input."""
+    return ["sh", "-c", _AGENT, "sh", *arguments]
+
+
+# One line a place: yes where a connection can be opened.
+_REACH = """\
+import socket, sys
+from concurrent.futures import ThreadPoolExecutor
+def look(place):
+    try:
+        socket.create_connection(place, 3).close()
+    except OSError:
+        return "no"
+    return "yes"
+places = list(zip(sys.argv[1::2], map(int, sys.argv[2::2])))
+print(*ThreadPoolExecutor(len(places)).map(look, places), sep="\\n")
+"""
+
+
+def reach(places: Sequence[tuple[str, int]]) -> list[str]:
+    words = [word for address, port in places for word in (address, str(port))]
+    return ["python3", "-I", "-c", _REACH, *words]
+
+
+def parse_reach(text: str) -> tuple[bool, ...]:
+    return tuple(line == "yes" for line in text.splitlines())
+
+
+def cancel_transfer() -> list[str]:
+    """Prints what became of it. The status stays, so that it can be looked at."""
+    stop = (
+        'systemctl is-active --quiet "$1" || { echo "nothing to cancel"; exit 0; }; '
+        'systemctl stop "$1" && echo canceled'
+    )
+    return ["sh", "-c", stop, "sh", TRANSFER_UNIT]
 
 
 def stop_transfer() -> list[str]:

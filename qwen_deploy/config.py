@@ -1,22 +1,28 @@
-"""What to deploy: the annotated schema of qwen-deploy.yml, its validation and its reference.
+"""What to deploy: the annotated schema of qwen-deploy.yml, and its validation.
 
-The models below are the one source: they validate the file, and `reference()` prints them as the
-commented file that `qwen-deploy docs` shows and `qwen-deploy init` starts from. Knows no hosts'
-state and no network.
+The models below are the one source: they validate the file, and reference.py prints them. Knows no
+hosts' state and no network.
 """
 
 from __future__ import annotations
 
 import ipaddress
 import re
-import textwrap
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+)
 
 from qwen_deploy.errors import UsageError
 from qwen_deploy.inventory import parse_host
@@ -59,6 +65,34 @@ Alias = Annotated[str, _checked(re.compile(r"[^\s,]+").fullmatch, "a name withou
 Address = Annotated[str, _checked(_is_address, "an IPv4 or IPv6 address")]
 HostText = Annotated[str, _checked(parse_host, "[user@]address[:port]")]
 Positive = Annotated[int, Field(gt=0)]
+LocalPath = Annotated[
+    Path, BeforeValidator(lambda text: Path(text).expanduser() if isinstance(text, str) else text)
+]
+_RATE = re.compile(r"([0-9]+(?:\.[0-9]+)?)([kMG]?)")
+_CLOCK = r"(?:[01][0-9]|2[0-3]):[0-5][0-9]"
+_UNITS = {"": 1, "k": 1000, "M": 1000**2, "G": 1000**3}
+Rate = Annotated[
+    str,
+    _checked(
+        lambda text: _RATE.fullmatch(text) and _bytes(text),
+        'bytes a second, as text: "500k", "20M", "1G"',
+    ),
+]
+Hours = Annotated[str, _checked(re.compile(rf"{_CLOCK}-{_CLOCK}").fullmatch, "like 22:00-06:00")]
+Url = Annotated[
+    str, _checked(re.compile(r"https?://[^\s/]+(?:/\S*)?").fullmatch, "an http(s):// URL")
+]
+
+
+def _bytes(rate: str | None) -> int | None:
+    """How many bytes a second `20M` is; raises ValueError for less than one."""
+    match = _RATE.fullmatch(rate) if rate else None
+    if not match:
+        return None
+    count = int(float(match[1]) * _UNITS[match[2]])
+    if count < 1:
+        raise ValueError(rate)
+    return count
 
 
 class Section(BaseModel):
@@ -66,11 +100,18 @@ class Section(BaseModel):
 
 
 class Model(Section):
-    source: Text | None = Field(
+    source: Text = Field(
+        "auto",
+        description="Where the checkpoint comes from. auto (modelscope or huggingface, whichever "
+        "is quicker from the host, the other one when it fails), modelscope, huggingface, git-lfs, "
+        "the https:// URL of a mirror, a folder or an archive (tar, tar.gz, tar.zst, zip) on this "
+        "machine, or host:/path for one that lies on the hosts. Only safetensors is loaded.",
+    )
+    revision: Text | None = Field(
         None,
-        description="Folder on this machine that holds the checkpoint: config.json, tokenizer, "
-        "*.safetensors. Only safetensors is loaded.",
-        examples=["./Qwen2.5-7B-Instruct"],
+        description="Branch, tag or commit at the hub; its default branch where none is given. "
+        "What the hosts hold stays until another one is named or `up --refresh` asks again.",
+        examples=["main"],
     )
     name: Name = Field(
         "Qwen/Qwen2.5-7B-Instruct",
@@ -80,6 +121,63 @@ class Model(Section):
         ("gpt-3.5-turbo",),
         description="Further names that mean the same model, for clients with a fixed name.",
     )
+
+
+class Weights(Section):
+    connections: Positive = Field(4, description="Files that a host reads at the same time.")
+    retry_seconds: Positive = Field(
+        600, description="Seconds without a byte from any source after which a host gives up."
+    )
+    limit_rate: Rate | None = Field(
+        None,
+        description="Bytes a second that a host reads from a hub or from this machine, by day.",
+        examples=["20M"],
+    )
+    night_rate: Rate | None = Field(
+        None, description="The same by night; as by day where none is given.", examples=["100M"]
+    )
+    night: Hours = Field("22:00-06:00", description="When it is night, in the host's local time.")
+    fan_out: Literal["auto", "tree", "none"] = Field(
+        "auto",
+        description="With several hosts: auto lets the first read the hub and each other one from "
+        "the host before it, while that still receives; tree from one of fewer steps; none lets "
+        "every host read the hub.",
+    )
+    fan_out_port: int = Field(
+        0, ge=0, lt=65536, description="Port on which hosts read from each other; 0 takes any."
+    )
+    huggingface_endpoint: Url | None = Field(
+        None,
+        description="Mirror of huggingface.co; else $HF_ENDPOINT.",
+        examples=["https://hf-mirror.com"],
+    )
+    modelscope_endpoint: Url | None = Field(
+        None,
+        description="Mirror of www.modelscope.cn; else $MODELSCOPE_ENDPOINT.",
+        examples=["https://models.example.com"],
+    )
+    huggingface_token_file: LocalPath | None = Field(
+        None, description="File on this machine with a token.", examples=["./hf-token.txt"]
+    )
+    modelscope_token_file: LocalPath | None = Field(
+        None, description="File on this machine with a token.", examples=["./ms-token.txt"]
+    )
+    proxy: Url | None = Field(
+        None,
+        description="HTTP proxy through which hosts reach hubs.",
+        examples=["http://proxy.example.com:3128"],
+    )
+    ca_file: LocalPath | None = Field(
+        None,
+        description="CA bundle on this machine with which hubs and mirrors are checked.",
+        examples=["./ca.pem"],
+    )
+
+    @property
+    def rates(self) -> tuple[int | None, int | None]:
+        """Bytes a second by day and by night; None is no limit."""
+        day = _bytes(self.limit_rate)
+        return day, (_bytes(self.night_rate) if self.night_rate else day)
 
 
 class Service(Section):
@@ -93,7 +191,7 @@ class Service(Section):
         description="Ask clients for an API key. The first `up` makes one and shows it once; "
         "hosts store hashes.",
     )
-    api_key_file: Path | None = Field(
+    api_key_file: LocalPath | None = Field(
         None,
         description="File on this machine with an API key to accept, instead of one made by `up`.",
         examples=["./api-key.txt"],
@@ -173,10 +271,10 @@ class Pip(Section):
 
 class Ssh(Section):
     user: Text | None = Field(None, description="User, where a host names none.", examples=["root"])
-    key_file: Path | None = Field(
+    key_file: LocalPath | None = Field(
         None, description="Private key; else the agent's and ~/.ssh's.", examples=["~/.ssh/gpu"]
     )
-    config_file: Path | None = Field(
+    config_file: LocalPath | None = Field(
         None, description="SSH client configuration instead of ~/.ssh/config.", examples=["./ssh"]
     )
     jump: HostText | None = Field(
@@ -184,7 +282,7 @@ class Ssh(Section):
         description="Jump host, as `ssh -J` takes it; ProxyJump of the SSH configuration works.",
         examples=["ops@bastion:22"],
     )
-    sudo_password_file: Path | None = Field(
+    sudo_password_file: LocalPath | None = Field(
         None,
         description="File on this machine with the sudo password, for users other than root.",
         examples=["./sudo-password.txt"],
@@ -199,6 +297,7 @@ class Deployment(Section):
         examples=[["root@192.168.110.131"]],
     )
     model: Model = Field(Model(), description="The model.")
+    weights: Weights = Field(Weights(), description="How weights travel to the hosts.")
     service: Service = Field(Service(), description="The HTTP service.")
     runtime: Runtime = Field(Runtime(), description="The Python environment on the host.")
     pip: Pip = Field(
@@ -247,20 +346,10 @@ def override(deployment: Deployment, own: Mapping[str, Mapping[str, Any]]) -> De
 
 
 def _tuples(value: Any) -> Any:
-    """YAML has lists and texts where the models have tuples and paths."""
+    """YAML has lists where the models have tuples; a key without a value stands at its default."""
     if isinstance(value, Mapping):
-        return {
-            key: Path(item).expanduser() if _is_path(key, item) else _tuples(item)
-            for key, item in value.items()
-            if item is not None  # a key without a value stands at its default
-        }
+        return {key: _tuples(item) for key, item in value.items() if item is not None}
     return tuple(_tuples(item) for item in value) if isinstance(value, list) else value
-
-
-def _is_path(key: Any, item: Any) -> bool:
-    fields = (Service.model_fields, Ssh.model_fields)
-    annotations = [section[key].annotation for section in fields if key in section]
-    return isinstance(item, str) and any("Path" in str(annotation) for annotation in annotations)
 
 
 def _location(item: Any) -> str:
@@ -275,6 +364,7 @@ _EXPECTED = {
     "is_instance_of": "should be a path",
     "literal_error": "should be {expected}",
     "greater_than": "should be greater than {gt}",
+    "greater_than_equal": "should be at least {ge}",
     "less_than": "should be less than {lt}",
     "string_too_short": "should not be empty",
     "string_type": "should be a text",
@@ -300,39 +390,3 @@ def _suggestion(item: Any) -> str:
     keys = list(section.model_fields)
     near = difflib.get_close_matches(str(item["loc"][-1]), keys, n=1)
     return f"; did you mean `{near[0]}`?" if near else f"; should be one of {', '.join(keys)}"
-
-
-def reference(chosen: Mapping[str, Any] | None = None) -> str:
-    """The whole file, annotated, every key at its default; `chosen` values stand uncommented."""
-    lines = [
-        "# qwen-deploy.yml: what to deploy and where. Every key is optional; a commented key",
-        "# stands at its default, or at an example where it has none.",
-    ]
-    return "\n".join([*lines, *_section(Deployment, chosen or {}, indent="")]) + "\n"
-
-
-def _section(model: type[BaseModel], chosen: Mapping[str, Any], indent: str) -> Iterator[str]:
-    for name, field in model.model_fields.items():
-        if not indent:
-            yield ""
-        yield from textwrap.wrap(
-            field.description or "",
-            96,
-            initial_indent=indent + "# ",
-            subsequent_indent=indent + "# ",
-        )
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            yield f"{name}:"
-            yield from _section(field.annotation, chosen.get(name, {}), "  ")
-        elif name in chosen:
-            yield f"{indent}{_key(name, chosen[name])}"
-        elif field.default is None or (field.default == () and field.examples):
-            yield f"{indent}# {_key(name, (field.examples or [None])[0])}"
-        else:
-            yield f"{indent}# {_key(name, field.default)}"
-
-
-def _key(name: str, value: Any) -> str:
-    plain = list(value) if isinstance(value, tuple) else value
-    flow = str(yaml.safe_dump(plain, default_flow_style=True, allow_unicode=True, width=1000))
-    return f"{name}: {flow.removesuffix('...' + chr(10)).strip()}"

@@ -45,6 +45,7 @@ class TaskDone:
 class TransferProgress:
     host: str
     phase: str
+    source: str
     bytes_done: int
     bytes_total: int
     bytes_per_second: float

@@ -6,12 +6,15 @@ Knows neither how it travelled nor what follows from it.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from qwen_deploy import commands
+from qwen_deploy import manifest as manifests
 from qwen_deploy.config import Service
+from qwen_deploy.manifest import Manifest
 from qwen_deploy.release import ROOT, STATE, Release
 
 Probe = Literal["none", "ready", "completion"]
@@ -41,9 +44,13 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """`digests` maps a path to its SHA-256, `-> target` of a link, or None where nothing is."""
+    """`digests` maps a path to its SHA-256, `-> target` of a link, or None where nothing is;
+    `trees` are sizes by path below each folder,
+    `models` the revisions of the wanted model, `partials` bytes by the SHA-256 they will have,
+    `address` the one at which this host answered SSH."""
 
     sudo: bool
+    address: str
     machine: str
     os_id: str
     os_name: str
@@ -62,7 +69,9 @@ class Facts:
     releases: tuple[Mapping[str, Any], ...]
     audit: tuple[Mapping[str, Any], ...]
     digests: Mapping[str, str | None]
-    tree: Mapping[str, int]
+    trees: Mapping[str, Mapping[str, int]]
+    models: tuple[Manifest, ...]
+    partials: Mapping[str, int]
     keys: tuple[tuple[str, str], ...]
     units: Mapping[str, Mapping[str, str]]
     process: Mapping[str, float] | None
@@ -99,18 +108,22 @@ def question(
     service: Service | None,
     python: str = "python3",
     host_paths: Sequence[str] = (),
+    model: str = "",
+    trees: Sequence[str] = (),
+    packages: Sequence[str] = (),
     probe: Probe = "completion",
 ) -> Mapping[str, Any]:
     """The argument of host_side/facts.py. Without a release it asks only what the host serves."""
     paths = sorted({path for release in releases for path in release.managed} | set(host_paths))
     return {
         "paths": paths,
-        "tree": releases[0].model_dir if releases else "",
+        "trees": list(trees),
         "disks": [ROOT, STATE],
         "port": service.port if service and releases else 0,
         "python": python,
         "units": list(commands.UNITS),
-        "packages": list(PACKAGES) if releases else [],
+        "packages": list(packages),
+        "model": model.replace("/", "--"),
         "probe": probe,
     }
 
@@ -119,6 +132,7 @@ def parse(text: str) -> Facts:
     raw = json.loads(text)
     return Facts(
         sudo=raw["sudo"],
+        address=raw["address"],
         machine=raw["machine"],
         os_id=raw["os"].get("ID", ""),
         os_name=raw["os"].get("PRETTY_NAME", raw["os"].get("ID", "unknown")),
@@ -139,12 +153,21 @@ def parse(text: str) -> Facts:
         releases=tuple(raw["releases"]),
         audit=tuple(raw["audit"]),
         digests=raw["digests"],
-        tree=raw["tree"],
+        trees=raw["trees"],
+        models=tuple(_models(raw["models"])),
+        partials=raw["partials"],
         keys=tuple((name, digest) for name, digest in raw["keys"]),
         units=raw["units"],
         process=raw["process"],
         answer=_answer(raw["service"]) if raw["service"] else None,
     )
+
+
+def _models(raw: Sequence[Any]) -> Iterator[Manifest]:
+    """What another version wrote, or a person, is none of ours."""
+    for document in raw:
+        with suppress(manifests.ManifestError):
+            yield manifests.parse(json.dumps(document))
 
 
 def _answer(raw: Mapping[str, Any]) -> Answer:

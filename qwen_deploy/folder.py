@@ -3,40 +3,52 @@ hubs or how the files travel."""
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import stat
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NoReturn
 
-from qwen_deploy import hashes, safetensors
+from qwen_deploy import hashes, safetensors, sums
 from qwen_deploy import manifest as manifests
-from qwen_deploy.errors import UsageError
+from qwen_deploy.checkpoint import (
+    SUMS_NAME,
+    Checkpoint,
+    CheckpointRefused,
+    is_wanted,
+    is_weights,
+    select,
+    some,
+)
+from qwen_deploy.content import Content, FileContent
 from qwen_deploy.hashes import Progress, Stamp
-from qwen_deploy.manifest import Artifact, Manifest
+from qwen_deploy.manifest import Artifact, Manifest, Origin
+from qwen_deploy.sums import Expected, Recorded
 
-SUMS_NAME = "SHA256SUMS"
-_PICKLES = (".bin", ".pt", ".pth")
-_TOKENIZERS = (("tokenizer.json",), ("qwen.tiktoken",), ("vocab.json", "merges.txt"))
+FolderRefused = CheckpointRefused
 _LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 _LFS_POINTER_BYTES = 1024
-_MOST_NAMED = 5
-_SHARD = re.compile(r"-\d{5}-of-\d{5}\.safetensors$")
-
-
-class FolderRefused(UsageError):
-    """The folder holds no model that could be deployed; nothing was sent anywhere."""
+_LFS_OBJECT = re.compile(rb"^oid sha256:([0-9a-f]{64})$", re.MULTILINE)
 
 
 @dataclass(frozen=True, slots=True)
 class FolderReport:
-    """`stamps` go with the manifest's artifacts, so that a later change can be noticed."""
+    """`stamps` go with the manifest's artifacts, so that a later change can be noticed. `objects`
+    are files in which git-lfs keeps the content of pointers."""
 
     folder: Path
     manifest: Manifest
     stamps: tuple[Stamp, ...]
+    objects: Mapping[str, Path] = field(default_factory=dict)
+
+    def contents(self) -> Mapping[str, Content]:
+        paths = [artifact.path for artifact in self.manifest.artifacts]
+        return {
+            path: FileContent(self.objects.get(path, self.folder / path), stamp)
+            for path, stamp in zip(paths, self.stamps, strict=True)
+        }
 
 
 def default_cache_path() -> Path:
@@ -54,21 +66,24 @@ def inspect(
     folder = Path(os.path.abspath(folder.expanduser()))
     files = _files(folder)
     try:
-        _check_model(folder, files)
-        stamps = {path: Stamp.of((folder / path).stat()) for path in files}
-        full = {folder / path: stamp for path, stamp in stamps.items()}
+        objects = _objects(folder, files)
+        places = {path: objects.get(path, folder / path) for path in files}
+        _check_model(folder, places)
+        stamps = {path: Stamp.of(place.stat()) for path, place in places.items()}
+        full = {places[path]: stamp for path, stamp in stamps.items()}
         found = hashes.sha256_of_all(full, cache_path=cache_path, progress=progress)
+        recorded = _recorded(folder, files, objects)
     except OSError as error:
         raise FolderRefused(f"{error.filename}: cannot be read: {error.strerror}") from error
     except hashes.FileChanged as error:
         raise FolderRefused(str(error), hint="Wait until nothing writes into it") from error
-    artifacts = tuple(Artifact(path, stamps[path].size, found[folder / path]) for path in files)
-    revision = _check_sums(folder, artifacts)
+    artifacts = tuple(Artifact(path, stamps[path].size, found[places[path]]) for path in files)
+    recorded.check(str(folder), artifacts)
     try:
-        made = manifests.make(model, artifacts, revision)
+        made = recorded.name(model, artifacts, Origin("folder"))
     except manifests.ManifestError as error:
         raise FolderRefused(f"{folder}: {error}") from error
-    return FolderReport(folder, made, tuple(stamps[a.path] for a in made.artifacts))
+    return FolderReport(folder, made, tuple(stamps[a.path] for a in made.artifacts), objects)
 
 
 def _files(folder: Path) -> tuple[str, ...]:
@@ -80,24 +95,16 @@ def _files(folder: Path) -> tuple[str, ...]:
     paths: list[str] = []
     for parent, folders, names in os.walk(folder, onerror=_cannot_list):
         place = Path(parent).relative_to(folder)
-        folders[:] = [name for name in folders if _is_wanted(place / name)]
-        paths += [str(place / name) for name in (*names, *folders) if _is_wanted(place / name)]
+        folders[:] = [name for name in folders if is_wanted(str(place / name))]
+        paths += [path for name in (*names, *folders) if is_wanted(path := str(place / name))]
     files = [path for path in paths if _is_file(folder / path)]
     for path in files:
         _refuse_strangers(folder, folder / path)
-    if any(path.endswith(".safetensors") for path in files):
-        files = [path for path in files if not path.endswith(_PICKLES)]
-    return tuple(sorted(files))
+    return select(files)
 
 
 def _cannot_list(error: OSError) -> NoReturn:
     raise FolderRefused(f"{error.filename}: cannot be read: {error.strerror}") from error
-
-
-def _is_wanted(path: Path) -> bool:
-    """Not what describes the folder, nor the publisher's own format (`original/`)."""
-    described = (manifests.NAME, SUMS_NAME, "original")
-    return not path.name.startswith(".") and str(path) not in described
 
 
 def _is_file(path: Path) -> bool:
@@ -124,151 +131,57 @@ def _refuse_strangers(folder: Path, path: Path) -> None:
         )
 
 
-def _check_model(folder: Path, files: tuple[str, ...]) -> None:
-    _refuse_pointers(folder, files)
-    _check_config(folder, files)
-    _check_weights(folder, files)
-    if not any(set(names) <= set(files) for names in _TOKENIZERS):
+def _objects(folder: Path, files: Sequence[str]) -> dict[str, Path]:
+    """Where git-lfs has fetched what it did not check out: once on the disk is enough."""
+    oids = {path: oid for path in files if (oid := _pointer(folder / path))}
+    store = folder / ".git" / "lfs" / "objects"
+    objects = {path: store / oid[:2] / oid[2:4] / oid for path, oid in oids.items()}
+    missing = [path for path, place in objects.items() if not place.is_file()]
+    if missing:
         raise FolderRefused(
-            f"{folder} has no tokenizer",
-            hint="It needs tokenizer.json, or vocab.json and merges.txt, or qwen.tiktoken",
-        )
-    if not _has_chat_template(folder, files):
-        raise FolderRefused(
-            f"{folder} has no chat template: it is no chat model",
-            hint="Use the -Instruct or -Chat model of the family",
-        )
-
-
-def _has_chat_template(folder: Path, files: tuple[str, ...]) -> bool:
-    # The first generation has its template in no file; the service knows it.
-    if {"chat_template.jinja", "chat_template.json", "qwen.tiktoken"} & set(files):
-        return True
-    name = "tokenizer_config.json"
-    return name in files and b'"chat_template"' in (folder / name).read_bytes()
-
-
-def _refuse_pointers(folder: Path, files: tuple[str, ...]) -> None:
-    pointers = [path for path in files if _is_pointer(folder / path)]
-    if pointers:
-        raise FolderRefused(
-            f"{folder} holds git-lfs pointers instead of {_some(pointers)}",
+            f"{folder} holds git-lfs pointers instead of {some(missing)}",
             hint=f"git -C {folder} lfs pull",
         )
+    return objects
 
 
-def _is_pointer(path: Path) -> bool:
+def _pointer(path: Path) -> str | None:
+    """The SHA-256 of what the file stands for; https://github.com/git-lfs/git-lfs specifies it."""
     if path.stat().st_size > _LFS_POINTER_BYTES:
-        return False
-    with open(path, "rb") as file:
-        return file.read(len(_LFS_POINTER)) == _LFS_POINTER
-
-
-def _check_config(folder: Path, files: tuple[str, ...]) -> None:
-    if "config.json" not in files:
-        raise FolderRefused(f"{folder} has no config.json, so it is not a model")
-    config = _json(folder / "config.json")
-    if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
-        raise FolderRefused(f"{folder / 'config.json'} names no model_type")
-
-
-def _json(path: Path) -> object:
-    try:
-        return json.loads(path.read_bytes())
-    except ValueError as error:
-        raise FolderRefused(f"{path} is not JSON: {error}") from error
-
-
-def _check_weights(folder: Path, files: tuple[str, ...]) -> None:
-    shards = [path for path in files if path.endswith(".safetensors")]
-    pickles = [path for path in files if path.endswith(_PICKLES)]
-    if not shards and pickles:
-        raise FolderRefused(
-            f"{folder} has only {_some(pickles)}: only safetensors is loaded, because the other "
-            f"formats can run code",
-            hint="Get the model's safetensors files, or convert it",
-        )
-    if not shards:
-        raise FolderRefused(f"{folder} has no weights: no file ends in .safetensors")
-    if safetensors.INDEX not in files and any(_SHARD.search(path) for path in shards):
-        raise FolderRefused(f"{folder} lacks {safetensors.INDEX}, without which no shard is found")
-    missing = sorted(_shards_of_index(folder, files) - set(shards))
-    if missing:
-        raise FolderRefused(f"{folder} lacks {_some(missing)}, which {safetensors.INDEX} names")
-    broken = [f"{path} {why}" for path in shards if (why := safetensors.fault(folder / path))]
-    if broken:
-        raise FolderRefused(f"{folder}: {_some(broken)}", hint="Copy or download these files again")
-
-
-def _shards_of_index(folder: Path, files: tuple[str, ...]) -> set[str]:
-    if safetensors.INDEX not in files:
-        return set()
-    index = _json(folder / safetensors.INDEX)
-    shards = index.get("weight_map") if isinstance(index, dict) else None
-    if not isinstance(shards, dict) or not all(isinstance(name, str) for name in shards.values()):
-        raise FolderRefused(f"{folder / safetensors.INDEX} has no weight_map")
-    return set(shards.values())
-
-
-def _check_sums(folder: Path, artifacts: tuple[Artifact, ...]) -> str | None:
-    """Against every list that came with the folder; the revision where one knows it."""
-    found = {artifact.path: artifact.sha256 for artifact in artifacts}
-    recorded = _recorded(folder)
-    expected = {a.path: (a.sha256, manifests.NAME) for a in recorded.artifacts} if recorded else {}
-    expected |= {path: (sha256, SUMS_NAME) for path, sha256 in _sums(folder, found).items()}
-    expected |= {path: (sha256, "its cache") for path, sha256 in _blob_names(folder, found).items()}
-    for path, (sha256, origin) in sorted(expected.items()):
-        if path not in found:
-            raise FolderRefused(f"{folder} lacks {path}, which {origin} names")
-        if found[path] != sha256:
-            raise FolderRefused(
-                f"{folder / path} was altered: {origin} says sha256 {sha256}, it has {found[path]}",
-                hint="Copy or download this file again",
-            )
-    return recorded.revision if recorded and recorded.artifacts == artifacts else None
-
-
-def _recorded(folder: Path) -> Manifest | None:
-    path = folder / manifests.NAME
-    if not path.exists():
         return None
-    try:
-        return manifests.parse(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise FolderRefused(f"{folder}: {error}", hint=f"Remove {path} or put it right") from error
+    content = path.read_bytes()
+    if not content.startswith(_LFS_POINTER):
+        return None
+    match = _LFS_OBJECT.search(content)
+    return match[1].decode() if match else "unknown"
 
 
-def _sums(folder: Path, found: dict[str, str]) -> dict[str, str]:
-    """As `sha256sum` writes them. Files that are not sent need not be there."""
-    path = folder / SUMS_NAME
-    sums: dict[str, str] = {}
-    for number, line in enumerate(_lines(path), 1):
-        sha256, _, name = line.strip().partition(" ")
-        name = os.path.normpath(name.lstrip(" *"))
-        if len(sha256) != 64 or not name:
-            raise FolderRefused(f"{path}: line {number} is not a SHA-256 and a name")
-        if name in found or name.endswith(".safetensors"):
-            sums[name] = sha256.lower()
-    return sums
+def _check_model(folder: Path, places: Mapping[str, Path]) -> None:
+    def read(path: str) -> bytes:
+        return places[path].read_bytes()
+
+    Checkpoint(str(folder), tuple(places), read).check()
+    faults = {path: safetensors.fault(places[path]) for path in places if is_weights(path)}
+    broken = [f"{path} {why}" for path, why in faults.items() if why]
+    if broken:
+        raise FolderRefused(f"{folder}: {some(broken)}", hint="Copy or download these files again")
 
 
-def _lines(path: Path) -> list[str]:
-    if not path.exists():
-        return []
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-    return [line for line in lines if line.strip()]
+def _recorded(folder: Path, files: Sequence[str], objects: Mapping[str, Path]) -> Recorded:
+    names = (manifests.NAME, SUMS_NAME)
+    lists = {name: (folder / name).read_bytes() for name in names if (folder / name).exists()}
+    recorded = sums.read(str(folder), files, lists)
+    stored = {path: Expected(sha256, "its cache") for path, sha256 in _blob_names(folder, files)}
+    stored |= {path: Expected(place.name, "git-lfs") for path, place in objects.items()}
+    return Recorded({**recorded.expected, **stored}, recorded.manifest)
 
 
-def _blob_names(folder: Path, found: dict[str, str]) -> dict[str, str]:
+def _blob_names(folder: Path, files: Sequence[str]) -> list[tuple[str, str]]:
     """A hub's cache names large files by their SHA-256, which its client never checks."""
-    names = {path: (folder / path).resolve() for path in found if (folder / path).is_symlink()}
-    return {
-        path: target.name
-        for path, target in names.items()
+    links = [path for path in files if (folder / path).is_symlink()]
+    targets = {path: (folder / path).resolve() for path in links}
+    return [
+        (path, target.name)
+        for path, target in targets.items()
         if target.parent.name == "blobs" and len(target.name) == 64
-    }
-
-
-def _some(names: list[str]) -> str:
-    rest = len(names) - _MOST_NAMED
-    return ", ".join(names[:_MOST_NAMED]) + (f" and {rest} more" if rest > 0 else "")
+    ]

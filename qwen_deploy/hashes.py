@@ -9,9 +9,10 @@ import json
 import os
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import astuple, dataclass
 from pathlib import Path
+from typing import TypeVar
 
 SCHEMA = 1
 _PIECE_BYTES = 1 << 20
@@ -19,6 +20,8 @@ _PIECE_BYTES = 1 << 20
 _UNSETTLED_NANOSECONDS = 2_000_000_000
 
 Progress = Callable[[int, int], None]
+_Item = TypeVar("_Item", bound=Hashable)
+_Result = TypeVar("_Result")
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,26 +58,32 @@ def sha256_of_all(
     if unread:
         fresh = _read_all(unread, progress or (lambda done, total: None))
         hashes |= fresh
-        _save(cache_path, _settled(fresh, stamps, now_ns() - _UNSETTLED_NANOSECONDS))
+        _save(cache_path, _settled(fresh, stamps, now_ns()))
     return hashes
 
 
 def _read_all(stamps: Mapping[Path, Stamp], progress: Progress) -> dict[Path, str]:
+    largest_first = sorted(stamps, key=lambda path: -stamps[path].size)
+    reading = Reading(sum(stamp.size for stamp in stamps.values()), progress)
+    return each(largest_first, lambda path: _sha256_of(path, stamps[path], reading), reading)
+
+
+def each(
+    items: Sequence[_Item], work: Callable[[_Item], _Result], reading: Reading
+) -> dict[_Item, _Result]:
+    """The work's results by item, over all cores."""
     # Imported here: most runs find everything in the cache.
     from concurrent.futures import ThreadPoolExecutor
 
-    largest_first = sorted(stamps, key=lambda path: -stamps[path].size)
-    reading = _Reading(sum(stamp.size for stamp in stamps.values()), progress)
     pool = ThreadPoolExecutor(os.cpu_count())
     try:
-        results = pool.map(lambda path: _sha256_of(path, stamps[path], reading), largest_first)
-        return dict(zip(largest_first, results, strict=True))
+        return dict(zip(items, pool.map(work, items), strict=True))
     finally:
         reading.is_over = True
         pool.shutdown(cancel_futures=True)
 
 
-class _Reading:
+class Reading:
     """What the threads share. Ctrl-C must not wait for the end of a large file."""
 
     def __init__(self, total: int, progress: Progress) -> None:
@@ -91,7 +100,7 @@ class _Reading:
             self._progress(self._done, self._total)
 
 
-def _sha256_of(path: Path, stamp: Stamp, reading: _Reading) -> str:
+def _sha256_of(path: Path, stamp: Stamp, reading: Reading) -> str:
     digest = hashlib.sha256()
     buffer = memoryview(bytearray(_PIECE_BYTES))
     with open(path, "rb", buffering=0) as file:
@@ -111,11 +120,16 @@ def _knows(known: _Known, path: Path, stamp: Stamp) -> bool:
     return entry is not None and entry[0] == list(astuple(stamp))
 
 
-def _settled(fresh: Mapping[Path, str], stamps: Mapping[Path, Stamp], before: int) -> _Known:
+def is_settled(stamp: Stamp, now_ns: int) -> bool:
+    """Whether a later change of the file must change its stamp."""
+    return max(stamp.mtime_ns, stamp.ctime_ns) < now_ns - _UNSETTLED_NANOSECONDS
+
+
+def _settled(fresh: Mapping[Path, str], stamps: Mapping[Path, Stamp], now_ns: int) -> _Known:
     return {
         str(path): (list(astuple(stamps[path])), sha256)
         for path, sha256 in fresh.items()
-        if max(stamps[path].mtime_ns, stamps[path].ctime_ns) < before
+        if is_settled(stamps[path], now_ns)
     }
 
 

@@ -7,14 +7,21 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, NoReturn
 
 SCHEMA = 1
 NAME = "manifest.json"
+PIECES_NAME = "manifest.pieces.json"
+# What lies beside the artifacts and is none of them.
+OWN_NAMES = (NAME, PIECES_NAME)
+PROOFS = ("hub", "sums", "none")
 MODEL_PATTERN = re.compile(r"(?:[A-Za-z0-9][\w.-]*/)?[A-Za-z0-9][\w.-]*", re.ASCII)
 _REVISION = re.compile(r"[0-9a-f]{40}|w-[0-9a-f]{16}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+_NAME_OF_ORIGIN = re.compile(r"[^\x00-\x1f\x7f\ud800-\udfff]{1,500}")
+_TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", re.ASCII)
 _NOT_IN_A_NAME = re.compile(r"[\x00-\x1f\x7f\\\ud800-\udfff]")
 
 
@@ -30,10 +37,23 @@ class Artifact:
 
 
 @dataclass(frozen=True, slots=True)
+class Origin:
+    """Who named the artifacts, and what was asked of it: a branch, a tag or a commit."""
+
+    source: str
+    requested: str | None = None
+    commit: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Manifest:
+    """Two manifests of the same artifacts are equal, wherever each came from."""
+
     model: str
     revision: str
     artifacts: tuple[Artifact, ...]
+    origin: Origin | None = field(default=None, compare=False)
+    proof: str | None = field(default=None, compare=False)
 
     @property
     def total_bytes(self) -> int:
@@ -45,13 +65,22 @@ class Manifest:
         return f"{self.model.replace('/', '--')}/{self.revision}"
 
     def to_json(self) -> str:
-        return json.dumps({"schema": SCHEMA} | asdict(self), indent=1) + "\n"
+        fields = {name: value for name, value in asdict(self).items() if value is not None}
+        return json.dumps({"schema": SCHEMA} | fields, indent=1) + "\n"
 
 
-def make(model: str, artifacts: Iterable[Artifact], revision: str | None = None) -> Manifest:
-    """Checked like one that was read; the revision is that of the content unless a hub named it."""
+def make(
+    model: str,
+    artifacts: Iterable[Artifact],
+    revision: str | None = None,
+    *,
+    origin: Origin | None = None,
+    proof: str | None = None,
+) -> Manifest:
+    """Checked like one that was read; the revision is that of the content unless it is known."""
     ordered = tuple(sorted(artifacts, key=lambda artifact: artifact.path))
-    return parse(Manifest(model, revision or revision_of(ordered), ordered).to_json())
+    named = revision or revision_of(ordered)
+    return parse(Manifest(model, named, ordered, origin, proof).to_json())
 
 
 def revision_of(artifacts: Iterable[Artifact]) -> str:
@@ -61,13 +90,32 @@ def revision_of(artifacts: Iterable[Artifact]) -> str:
     return f"w-{hashlib.sha256(listing.encode()).hexdigest()[:16]}"
 
 
+def manifest_id(manifests: Iterable[Manifest]) -> str:
+    """What a transfer brings, as one name; where it comes from is no part of it."""
+    listing = [
+        {
+            "model": manifest.model,
+            "revision": manifest.revision,
+            "artifacts": [asdict(artifact) for artifact in manifest.artifacts],
+        }
+        for manifest in manifests
+    ]
+    canonical = json.dumps(listing, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()
+
+
 def parse(text: str) -> Manifest:
     try:
         document = json.loads(text)
     except ValueError as error:
         raise ManifestError(f"{NAME}: not JSON: {error}") from error
+    return of_document(document)
+
+
+def of_document(document: Any) -> Manifest:
     required = {"schema", "model", "revision", "artifacts"}
-    fields = _fields(document, required, optional={"verified_at"}, where=NAME)
+    optional = {"origin", "proof", "verified_at"}
+    fields = _fields(document, required, optional=optional, where=NAME)
     if fields["schema"] != SCHEMA or isinstance(fields["schema"], bool):
         _refuse("schema", f"should be {SCHEMA}, is {fields['schema']!r}")
     rows = fields["artifacts"]
@@ -75,10 +123,14 @@ def parse(text: str) -> Manifest:
         _refuse("artifacts", "should be a list with at least one artifact")
     artifacts = tuple(_artifact(row, f"artifacts/{at}") for at, row in enumerate(rows))
     _check_paths(tuple(artifact.path for artifact in artifacts))
+    if "verified_at" in fields:
+        _matching(fields["verified_at"], _TIME, "verified_at")
     return Manifest(
         _matching(fields["model"], MODEL_PATTERN, "model"),
         _matching(fields["revision"], _REVISION, "revision"),
         artifacts,
+        _origin(fields["origin"]) if "origin" in fields else None,
+        _proof(fields["proof"]) if "proof" in fields else None,
     )
 
 
@@ -102,6 +154,22 @@ def _matching(value: Any, pattern: re.Pattern[str], where: str) -> str:
     return value
 
 
+def _origin(value: Any) -> Origin:
+    fields = _fields(value, {"source", "requested", "commit"}, optional=set(), where="origin")
+    requested, commit = fields["requested"], fields["commit"]
+    return Origin(
+        _matching(fields["source"], _NAME_OF_ORIGIN, "origin/source"),
+        None if requested is None else _matching(requested, _NAME_OF_ORIGIN, "origin/requested"),
+        None if commit is None else _matching(commit, _COMMIT, "origin/commit"),
+    )
+
+
+def _proof(value: Any) -> str:
+    if value not in PROOFS:
+        _refuse("proof", f"should be one of {', '.join(PROOFS)}, is {value!r}")
+    return str(value)
+
+
 def _artifact(row: Any, where: str) -> Artifact:
     fields = _fields(row, {"path", "size", "sha256"}, optional=set(), where=where)
     size = fields["size"]
@@ -118,8 +186,8 @@ def _path(value: Any, where: str) -> str:
     for part in value.split("/"):
         if part in ("", ".", "..") or len(part.encode()) > 255:
             _refuse(where, f"{value!r} leaves the model's folder or is not a file name")
-    if value == NAME:
-        _refuse(where, f"{NAME} cannot list itself")
+    if value in OWN_NAMES:
+        _refuse(where, f"{value} lies beside the artifacts and is none of them")
     return value
 
 

@@ -6,8 +6,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from qwen_deploy.airgap import Bundle
 from qwen_deploy.facts import Facts
-from qwen_deploy.preflight import missing_bytes
+from qwen_deploy.manifest import Manifest
+from qwen_deploy.preflight import missing_bytes, wanting
 from qwen_deploy.release import Release
 
 KEEP_RELEASES = 5
@@ -21,13 +23,15 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What `up` would do on one host. Without steps the host is as wanted, though unproven."""
+    """What `up` would do on one host. Without steps the host is as wanted, though unproven.
+    `brings` are the manifests whose artifacts it lacks: `transfer_bytes` of them."""
 
     host: str
     release: str
     previous: str | None
     steps: tuple[Step, ...]
     must_restart: bool
+    brings: tuple[Manifest, ...]
     transfer_bytes: int
     expired: tuple[str, ...]
 
@@ -37,18 +41,23 @@ class Plan:
 
 
 def make(
-    host: str, facts: Facts, release: Release, wanted: dict[str, str], *, writes_keys: bool
+    host: str,
+    facts: Facts,
+    release: Release,
+    wanted: dict[str, str],
+    *,
+    writes_keys: bool,
+    bundle: Bundle | None = None,
 ) -> Plan:
     """`wanted` maps every managed path to the digest it should have."""
     differing = tuple(path for path, digest in wanted.items() if facts.digests.get(path) != digest)
-    transfer = missing_bytes(facts, release)
-    if not facts.digests.get(f"{release.model_dir}/manifest.json"):
-        transfer = release.manifest.total_bytes
+    brings = wanting(facts, release, bundle)
+    missing = {manifest.model: missing_bytes(facts, manifest) for manifest in brings}
     unit_steps = _unit_steps(facts)
     steps = (
         *_host_steps(facts, tuple(path for path in differing if wanted[path] == "directory")),
-        *_runtime_steps(release, differing),
-        *((Step("weights", f"send {_megabytes(transfer)}"),) if transfer else ()),
+        *_runtime_steps(release, differing, bundle, missing),
+        *_weights_steps(release.manifest, missing),
         *_service_steps(facts, release, differing),
         *((Step("keys", "write API keys"),) if writes_keys else ()),
         *unit_steps,
@@ -59,7 +68,8 @@ def make(
         previous=facts.current,
         steps=steps,
         must_restart=bool(unit_steps) and not _is_starting(facts),
-        transfer_bytes=transfer,
+        brings=brings,
+        transfer_bytes=sum(missing.values()),
         expired=_expired(facts, release),
     )
 
@@ -72,13 +82,32 @@ def _host_steps(facts: Facts, directories: tuple[str, ...]) -> tuple[Step, ...]:
     )
 
 
-def _runtime_steps(release: Release, differing: tuple[str, ...]) -> tuple[Step, ...]:
+def _runtime_steps(
+    release: Release,
+    differing: tuple[str, ...],
+    bundle: Bundle | None,
+    missing: Mapping[str, int],
+) -> tuple[Step, ...]:
     steps = []
     if f"{release.venv_dir}/.complete" in differing:
-        steps.append(Step("runtime", f"build the {release.accelerator} environment"))
+        wheels = bundle.wheels if bundle else None
+        size = missing.get(wheels.model, 0) if wheels else 0
+        source = f" from {len(wheels.artifacts)} wheels of the bundle" if wheels else ""
+        brought = f", {_megabytes(size)} to bring" if size else ""
+        summary = f"build the {release.accelerator} environment{source}{brought}"
+        steps.append(Step("runtime", summary))
     if any(path.endswith("/pip.conf") for path in differing):
         steps.append(Step("runtime", "write the pip configuration"))
     return tuple(steps)
+
+
+def _weights_steps(model: Manifest, missing: Mapping[str, int]) -> tuple[Step, ...]:
+    """Of a model that an unfinished transfer left here in part, only the rest."""
+    if model.model not in missing:
+        return ()
+    size, total = missing[model.model], model.total_bytes
+    there = f", {_megabytes(total - size)} are there" if size < total else ""
+    return (Step("weights", f"bring {_megabytes(size)} of {model.model}{there}"),)
 
 
 def _service_steps(facts: Facts, release: Release, differing: tuple[str, ...]) -> tuple[Step, ...]:

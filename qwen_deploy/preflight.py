@@ -6,9 +6,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
+from qwen_deploy import manifest as manifests
+from qwen_deploy.airgap import Bundle
 from qwen_deploy.config import Service
 from qwen_deploy.facts import Facts
-from qwen_deploy.release import ROOT, STATE, Release
+from qwen_deploy.manifest import Manifest
+from qwen_deploy.release import ROOT, STATE, Release, model_dir
 
 MINIMUM_PYTHON = (3, 11)
 # The CPU lock holds the hashes of PyTorch's CPU build for this Python alone.
@@ -26,23 +29,26 @@ class Finding:
     hint: str = ""
 
 
-def inspect(facts: Facts, release: Release, service: Service) -> tuple[Finding, ...]:
+def inspect(
+    facts: Facts, release: Release, service: Service, bundle: Bundle | None = None
+) -> tuple[Finding, ...]:
     """Everything that speaks against the release, refusals first."""
     findings = [
-        *_system(facts),
+        *_system(facts, bundle),
         *_python(facts, release),
+        *_bundle(facts, bundle),
         *_accelerator(facts, release),
         *_port(facts, service),
-        *_disks(facts, release),
+        *_disks(facts, release, bundle),
         *_memory(facts, release),
     ]
     return tuple(sorted(findings, key=lambda finding: finding.level == "warning"))
 
 
-def _system(facts: Facts) -> Iterator[Finding]:
+def _system(facts: Facts, bundle: Bundle | None) -> Iterator[Finding]:
     if not facts.has_systemd:
         yield Finding("refusal", "the host does not run systemd", "use a host that boots systemd")
-    if not facts.has_apt:
+    if not facts.has_apt and bundle is None:
         yield Finding(
             "refusal",
             f"{facts.os_name} is not supported: it has no apt",
@@ -78,6 +84,18 @@ def _python(facts: Facts, release: Release) -> Iterator[Finding]:
         )
 
 
+def _bundle(facts: Facts, bundle: Bundle | None) -> Iterator[Finding]:
+    version = facts.runtime_python
+    if bundle is None or version is None or version == bundle.index.runtime_python:
+        return
+    host, wheels = (".".join(map(str, one)) for one in (version, bundle.index.runtime_python))
+    yield Finding(
+        "refusal",
+        f"its Python is {host}, and the bundle has wheels for {wheels}",
+        f"qwen-deploy bundle create --python {host}",
+    )
+
+
 def _accelerator(facts: Facts, release: Release) -> Iterator[Finding]:
     if release.accelerator == "cuda" and not facts.gpus:
         yield Finding("warning", "no NVIDIA GPU answers: the model will run on the CPU")
@@ -99,37 +117,75 @@ def _is_our_socket(facts: Facts, owner: object) -> bool:
     return is_systemd and facts.units.get("qwen.socket", {}).get("ActiveState") == "active"
 
 
-def needed_bytes(facts: Facts, release: Release) -> dict[str, int]:
+def needed_bytes(facts: Facts, release: Release, bundle: Bundle | None) -> dict[str, int]:
     """Bytes that will be written below each directory of ours, what lies there already deducted."""
-    venv_is_there = facts.digests.get(f"{release.venv_dir}/.complete") is not None
-    runtime = 0 if venv_is_there else RUNTIME_BYTES[release.accelerator]
-    return {ROOT: runtime, STATE: missing_bytes(facts, release)}
+    runtime = RUNTIME_BYTES[release.accelerator] if needs_environment(facts, release) else 0
+    needed = wanting(facts, release, bundle)
+    return {ROOT: runtime, STATE: sum(missing_bytes(facts, manifest) for manifest in needed)}
 
 
-def missing_bytes(facts: Facts, release: Release) -> int:
-    """Bytes of the model that are not on the host under their final name."""
-    return sum(
-        artifact.size
-        for artifact in release.manifest.artifacts
-        if facts.tree.get(artifact.path) != artifact.size
+def needs_environment(facts: Facts, release: Release) -> bool:
+    return facts.digests.get(f"{release.venv_dir}/.complete") is None
+
+
+def wanting(facts: Facts, release: Release, bundle: Bundle | None) -> tuple[Manifest, ...]:
+    """What has to be brought: the wheels of a bundle first, since the environment is built while
+    the weights still travel."""
+    wheels = [bundle.wheels] if bundle and needs_environment(facts, release) else []
+    needed = (*wheels, release.manifest)
+    return tuple(manifest for manifest in needed if not has_weights(facts, manifest))
+
+
+def missing_bytes(facts: Facts, manifest: Manifest) -> int:
+    """Bytes of the model that are on the host in no form: neither under their final name nor in
+    another revision of the model nor as the start of an unfinished transfer."""
+    others = [one for one in facts.models if one.revision != manifest.revision]
+    held = {artifact.sha256 for other in others for artifact in other.artifacts}
+    there = facts.trees.get(model_dir(manifest), {})
+    missing = {
+        artifact.sha256: artifact.size
+        for artifact in manifest.artifacts
+        if there.get(artifact.path) != artifact.size and artifact.sha256 not in held
+    }
+    return sum(size - min(facts.partials.get(sha256, 0), size) for sha256, size in missing.items())
+
+
+def has_weights(facts: Facts, manifest: Manifest) -> bool:
+    """The revision lies on the host under its final name, whole by names and sizes."""
+    record = f"{model_dir(manifest)}/{manifests.NAME}"
+    there = facts.trees.get(model_dir(manifest), {})
+    return facts.digests.get(record) is not None and all(
+        there.get(artifact.path) == artifact.size for artifact in manifest.artifacts
     )
 
 
-def _disks(facts: Facts, release: Release) -> Iterator[Finding]:
+def weights_room(facts: Facts, manifest: Manifest) -> Finding | None:
+    """Whether the rest of the weights fits on the disk they will lie on."""
+    size, disk = missing_bytes(facts, manifest), facts.disks[STATE]
+    if not size or size + RESERVE_BYTES <= disk.free_bytes:
+        return None
+    return _too_small(disk.mount, STATE, size, disk.free_bytes)
+
+
+def _disks(facts: Facts, release: Release, bundle: Bundle | None) -> Iterator[Finding]:
     needed: dict[str, int] = {}
-    for path, size in needed_bytes(facts, release).items():
+    for path, size in needed_bytes(facts, release, bundle).items():
         mount = facts.disks[path].mount
         needed[mount] = needed.get(mount, 0) + size
     for path in (ROOT, STATE):
         disk = facts.disks[path]
         size = needed.pop(disk.mount, 0)
         if size and size + RESERVE_BYTES > disk.free_bytes:
-            yield Finding(
-                "refusal",
-                f"the disk at {disk.mount} is too small for {path}: needs "
-                f"{_gib(size + RESERVE_BYTES)}, has {_gib(disk.free_bytes)} free",
-                f"free space on {disk.mount}, or mount a larger disk at {path}",
-            )
+            yield _too_small(disk.mount, path, size, disk.free_bytes)
+
+
+def _too_small(mount: str, path: str, size: int, free_bytes: int) -> Finding:
+    return Finding(
+        "refusal",
+        f"the disk at {mount} is too small for {path}: needs {_gib(size + RESERVE_BYTES)}, "
+        f"has {_gib(free_bytes)} free",
+        f"free space on {mount}, or mount a larger disk at {path}",
+    )
 
 
 def _memory(facts: Facts, release: Release) -> Iterator[Finding]:

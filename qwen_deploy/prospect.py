@@ -7,16 +7,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+from qwen_deploy import bundle as assets
 from qwen_deploy import commands, keys, plan, preflight, release
 from qwen_deploy import facts as host_facts
+from qwen_deploy import manifest as manifests
+from qwen_deploy.airgap import Bundle
 from qwen_deploy.config import Deployment
 from qwen_deploy.errors import QwenDeployError, Refused
 from qwen_deploy.facts import Facts
-from qwen_deploy.folder import FolderReport
 from qwen_deploy.release import Release
 from qwen_deploy.remote import Session
+from qwen_deploy.sources import Pinned
 
 EVIDENCE_LINES = 5
 OPERATOR_KEY = f"{release.ETC}/operator.key"
@@ -24,12 +28,20 @@ OPERATOR_KEY = f"{release.ETC}/operator.key"
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """What every host is to serve; `releases` by accelerator."""
+    """What every host is to serve; `releases` by accelerator. With a bundle nothing comes from a
+    network, and `uv` is the bundle's."""
 
     deployment: Deployment
-    report: FolderReport
+    pinned: Pinned
     releases: Mapping[str, Release]
     user_key: keys.UserKey
+    bundle: Bundle | None
+    uv: Path
+
+    @property
+    def packages(self) -> tuple[str, ...]:
+        """Of the operating system; where nothing is fetched, nothing is needed to fetch it."""
+        return () if self.bundle else host_facts.PACKAGES
 
     def release_for(self, facts: Facts) -> Release:
         accelerator = self.deployment.runtime.accelerator
@@ -61,11 +73,18 @@ class Prospect:
         return self.plan.is_unchanged and is_proven
 
 
-def want(deployment: Deployment, report: FolderReport, user_key: keys.UserKey) -> Wanted:
+def want(
+    deployment: Deployment,
+    pinned: Pinned,
+    user_key: keys.UserKey,
+    *,
+    bundle: Bundle | None = None,
+    uv: Path | None = None,
+) -> Wanted:
     accelerator = deployment.runtime.accelerator
     candidates = ("cpu", "cuda") if accelerator == "auto" else (accelerator,)
-    made = {one: release.make(deployment, report.manifest, one) for one in candidates}
-    return Wanted(deployment, report, made, user_key)
+    made = {one: release.make(deployment, pinned.manifest, one) for one in candidates}
+    return Wanted(deployment, pinned, made, user_key, bundle, uv or assets.uv_path())
 
 
 def look(session: Session, wanted: Wanted) -> Prospect:
@@ -80,20 +99,27 @@ def look(session: Session, wanted: Wanted) -> Prospect:
         session=session,
         facts=facts,
         release=chosen,
-        plan=plan.make(host, facts, chosen, managed, writes_keys=key_files is not None),
-        findings=preflight.inspect(facts, chosen, wanted.deployment.service),
+        plan=plan.make(
+            host, facts, chosen, managed, writes_keys=key_files is not None, bundle=wanted.bundle
+        ),
+        findings=preflight.inspect(facts, chosen, wanted.deployment.service, wanted.bundle),
         key_files=key_files,
     )
 
 
 def _question(wanted: Wanted, host_state: Mapping[str, str]) -> Mapping[str, Any]:
     releases = tuple(wanted.releases.values())
-    models = [f"{one.model_dir}/manifest.json" for one in releases]
+    brought = [wanted.pinned.manifest, *([wanted.bundle.wheels] if wanted.bundle else [])]
+    folders = [release.model_dir(manifest) for manifest in brought]
+    records = [f"{folder}/{manifests.NAME}" for folder in folders]
     return host_facts.question(
         releases,
         service=wanted.deployment.service,
         python=wanted.deployment.runtime.python,
-        host_paths=(*host_state, *models, OPERATOR_KEY),
+        host_paths=(*host_state, *records, OPERATOR_KEY),
+        trees=folders,
+        packages=wanted.packages,
+        model=wanted.pinned.manifest.model,
     )
 
 

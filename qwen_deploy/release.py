@@ -57,8 +57,7 @@ class Release:
 
     @property
     def model_dir(self) -> str:
-        folder = self.manifest.model.replace("/", "--")
-        return f"{STATE}/models/{folder}/{self.manifest.revision}"
+        return model_dir(self.manifest)
 
     @property
     def managed(self) -> dict[str, str]:
@@ -110,6 +109,10 @@ def _member(name: str, kind: bytes, mode: int) -> tarfile.TarInfo:
     member.type = kind
     member.mode = mode
     return member
+
+
+def model_dir(manifest: Manifest) -> str:
+    return f"{STATE}/models/{manifest.directory}"
 
 
 PIP_CONF = f"{STATE}/.config/pip/pip.conf"

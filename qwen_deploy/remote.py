@@ -196,6 +196,13 @@ class Session:
         with tunnel.listening(open_channel) as local_port:
             yield local_port
 
+    def dial(self, address: str, port: int) -> Any:
+        """A channel to `address:port` as seen from the host. Raises OSError where there is none."""
+        try:
+            return self._transport.open_channel("direct-tcpip", (address, port), ("127.0.0.1", 0))
+        except paramiko.SSHException as error:
+            raise OSError(f"no connection to {address}:{port} from {self.host}: {error}") from error
+
     @property
     def _transport(self) -> Any:
         return self._connection.transport

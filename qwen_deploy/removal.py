@@ -30,13 +30,15 @@ PURGED_PATHS = (ETC, STATE, commands.TRANSFER_DIR)
 def down(session: Session, run: Run, *, purge: bool) -> HostFinished:
     """Removes the service; a host that never had it is unchanged."""
     started, host = time.monotonic(), session.host.name
-    with steps.locked(session, run, "down"):
+    with steps.locked(session, run.operator, "down"):
         question = host_facts.question((), service=None, probe="none", host_paths=(STATE,))
         facts = ask(session, question)
         has_service = facts.current is not None or any(facts.releases) or _has_unit(facts)
         if not has_service and not (purge and facts.digests[STATE]):
             seconds = time.monotonic() - started
             return HostFinished(host, "unchanged", None, None, 0, seconds)
+        if purge:  # or a transfer would bring back what is removed
+            session.run(commands.stop_transfer(), root=True)
         with steps.stage(run, host, "down"):
             done = run.converge.apply("down.yml", _variables(session, facts, purge))
         if done.status != "done":

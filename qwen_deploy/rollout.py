@@ -1,17 +1,20 @@
 """The runbook: what happens to a host in which order, and what follows when a step fails.
 
-Lock -> look again -> converge -> prove -> record, or back to the last proven release, proven too.
+Lock -> weights on their way -> look again -> converge -> prove -> record, or back to the last
+proven release, proven too.
 Knows neither SSH, nor Ansible, nor the terminal.
 """
 
 from __future__ import annotations
 
 import time
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 
 from qwen_deploy import facts as host_facts
-from qwen_deploy import probes, steps
+from qwen_deploy import fleet, probes, steps
+from qwen_deploy.chain import Member
 from qwen_deploy.converge import Converged
 from qwen_deploy.errors import (
     Interrupted,
@@ -21,37 +24,73 @@ from qwen_deploy.errors import (
     RolloutFailed,
     Unreachable,
 )
-from qwen_deploy.events import HostFinished, KeyCreated, Outcome
+from qwen_deploy.events import Event, HostFinished, KeyCreated, Outcome
 from qwen_deploy.facts import Facts
 from qwen_deploy.prospect import EVIDENCE_LINES, Prospect, Wanted, ask, look, refuse, untouched
 from qwen_deploy.remote import Session
 from qwen_deploy.steps import Run
+from qwen_deploy.supply import Supply
+from qwen_deploy.weights import Order, Transfer
 
 # How long a release that was proven before may take to be ready again.
 RETURN_SECONDS = 1800.0
 SERVED = host_facts.question((), service=None)
 
 
+@contextmanager
+def prepared(
+    prospects: Sequence[Prospect],
+    wanted: Wanted,
+    supply: Supply,
+    operator: str,
+    emit: Callable[[Event], None],
+) -> Iterator[Mapping[str, Transfer]]:
+    """Locks every host that will change, and starts its weights on their way.
+
+    Raises, before anything happened anywhere, where preflight refuses one of them or somebody else
+    holds its lock."""
+    changing = [one for one in prospects if not one.is_unchanged]
+    for one in changing:
+        refuse(one)
+    order = Order((wanted.pinned.manifest,), wanted.deployment.weights)
+    with ExitStack() as stack:
+        for one in changing:
+            stack.enter_context(steps.locked(one.session, operator, "up"))
+        yield stack.enter_context(fleet.bring(members(prospects, supply), supply, order, emit))
+
+
+def members(prospects: Sequence[Prospect], supply: Supply) -> list[Member]:
+    """The hosts as those who read weights, or have them."""
+    return [
+        supply.member(
+            one.session,
+            one.facts,
+            one.plan.brings or (one.release.manifest,),
+            holds=not one.plan.brings,
+        )
+        for one in prospects
+    ]
+
+
 def up(prospect: Prospect, wanted: Wanted, run: Run) -> HostFinished:
-    """Takes one host to its release. Raises with the state of the host where that did not work."""
+    """Takes one host, `prepared` before, to its release. Raises with the state of the host where
+    that did not work."""
     started = time.monotonic()
     if prospect.is_unchanged:
         return _unchanged(prospect, run, started)
-    refuse(prospect)
-    with steps.locked(prospect.session, run, "up"):
-        # Somebody may have changed the host before the lock was ours.
-        prospect = look(prospect.session, wanted)
-        try:
-            return _forward(prospect, wanted, run, started)
-        except QwenDeployError as failure:
-            raise _back(prospect, run, failure, started) from failure
+    # Somebody may have changed the host before the lock was ours.
+    prospect = look(prospect.session, wanted)
+    try:
+        return _forward(prospect, wanted, run, started)
+    except QwenDeployError as failure:
+        raise _back(prospect, run, failure, started) from failure
 
 
 def _unchanged(prospect: Prospect, run: Run, started: float) -> HostFinished:
     """Nothing to do; a proof that nobody wrote down, as after a power loss, is written down now."""
     finished = _finished(prospect, "unchanged", prospect.release.id, started)
     if prospect.facts.proven[-1:] != (prospect.release.id,):
-        with steps.locked(prospect.session, run, "up"):
+        with steps.locked(prospect.session, run.operator, "up"):
             steps.record(prospect.session, run, "up", finished)
     return finished
 
@@ -178,7 +217,7 @@ def _finished(
 def restart(session: Session, run: Run) -> HostFinished:
     """Restarts the unit and proves the same release again."""
     started = time.monotonic()
-    with steps.locked(session, run, "restart"):
+    with steps.locked(session, run.operator, "restart"):
         current = _current(session)
         done = run.converge.apply("restart.yml", {})
         return _prove_change(session, run, "restart", current, current, done, started)
@@ -188,7 +227,7 @@ def rollback(session: Session, run: Run, to: str | None) -> HostFinished:
     """Makes an earlier release current, the last proven one where none is named, and proves it."""
     started = time.monotonic()
     host = session.host.name
-    with steps.locked(session, run, "rollback"):
+    with steps.locked(session, run.operator, "rollback"):
         facts = ask(session, SERVED)
         target = to or fallback(facts, unless=facts.current)
         there = {str(one["id"]) for one in facts.releases}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 INDEX = "model.safetensors.index.json"
 _LENGTH_BYTES = 8
@@ -12,17 +12,21 @@ _LONGEST_HEADER_BYTES = 100_000_000  # the format's own limit
 
 
 def fault(path: Path) -> str | None:
-    """What is wrong with the file, in words that follow its name.
+    """What is wrong with the file, in words that follow its name."""
+    with open(path, "rb") as file:
+        return fault_of(file, path.stat().st_size)
+
+
+def fault_of(file: BinaryIO, size: int) -> str | None:
+    """The same of a reader at the start; it is read to the end of its header at most.
 
     A length, a JSON header, the tensors' bytes: https://github.com/huggingface/safetensors#format"""
-    size = path.stat().st_size
-    with open(path, "rb") as file:
-        length = int.from_bytes(file.read(_LENGTH_BYTES), "little")
-        if size < _LENGTH_BYTES or length > _LONGEST_HEADER_BYTES:
-            return "has no safetensors header"
-        if _LENGTH_BYTES + length > size:
-            return "is cut short in its header"
-        end = _end_of_tensors(file.read(length))
+    length = int.from_bytes(file.read(_LENGTH_BYTES), "little")
+    if size < _LENGTH_BYTES or length > _LONGEST_HEADER_BYTES:
+        return "has no safetensors header"
+    if _LENGTH_BYTES + length > size:
+        return "is cut short in its header"
+    end = _end_of_tensors(file.read(length))
     if end is None:
         return "has a corrupted header"
     expected = _LENGTH_BYTES + length + end

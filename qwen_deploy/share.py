@@ -1,50 +1,46 @@
-"""A loopback server of one model folder, which a host reads through a reverse tunnel. Knows neither
-SSH nor what the host does with the bytes."""
+"""A loopback server of artifacts, which a host reads through a reverse tunnel. Knows neither SSH,
+nor where the bytes lie, nor what the host does with them."""
 
 from __future__ import annotations
 
 import hmac
-import os
+import io
 import re
 import secrets
 import socket
 import threading
-from contextlib import suppress
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from http.server import BaseHTTPRequestHandler
 from types import TracebackType
 from typing import Any, BinaryIO
 from urllib.parse import unquote, urlsplit
 
-from qwen_deploy.folder import FolderReport
-from qwen_deploy.hashes import Stamp
+from qwen_deploy.content import Content, ContentChanged, Shareable
+from qwen_deploy.loopback import LoopbackServer
 
 _RANGE = re.compile(r"bytes=(\d+)-(\d*)")
 _SEND_BYTES = 256 << 10
 _IDLE_SECONDS = 120
-_POLL_SECONDS = 0.05
+# Well below what a host takes for silence.
+_NOTICE_SECONDS = 5.0
+_NOTICE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
-class FolderShare:
+class Share:
     """Serves while entered. The token is new each time, and goes to the host as a file."""
 
-    def __init__(self, report: FolderReport) -> None:
-        artifacts = report.manifest.artifacts
-        self._files = {
-            artifact.path: (report.folder / artifact.path, stamp)
-            for artifact, stamp in zip(artifacts, report.stamps, strict=True)
-        }
+    def __init__(self, shareable: Shareable, *, notice_seconds: float = _NOTICE_SECONDS) -> None:
+        self._contents = shareable.contents()
+        self.notice_seconds = notice_seconds
         self.token = secrets.token_urlsafe(32)
         self._served_bytes = 0
         self._lock = threading.Lock()
         self._server = _Server(self)
-        self._thread = threading.Thread(
-            target=self._server.serve_forever, args=(_POLL_SECONDS,), name="share", daemon=True
-        )
 
     @property
     def port(self) -> int:
-        return int(self._server.server_address[1])
+        return self._server.port
 
     @property
     def url(self) -> str:
@@ -55,8 +51,8 @@ class FolderShare:
         with self._lock:
             return self._served_bytes
 
-    def __enter__(self) -> FolderShare:
-        self._thread.start()
+    def __enter__(self) -> Share:
+        self._server.start()
         return self
 
     def __exit__(
@@ -65,49 +61,25 @@ class FolderShare:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._server.shutdown()
-        self._thread.join()
-        self._server.server_close()
+        self._server.stop()
 
-    def find(self, path: str) -> tuple[Path, Stamp] | None:
-        return self._files.get(path)
+    def find(self, path: str) -> Content | None:
+        return self._contents.get(path)
 
     def count(self, sent: int) -> None:
         with self._lock:
             self._served_bytes += sent
 
 
-class _Server(ThreadingHTTPServer):
-    daemon_threads = True
-    request_queue_size = 64
-
-    def __init__(self, share: FolderShare) -> None:
+class _Server(LoopbackServer):
+    def __init__(self, share: Share) -> None:
         self.share = share
-        self._open: set[socket.socket] = set()
-        self._lock = threading.Lock()
-        super().__init__(("127.0.0.1", 0), _Handler)
+        super().__init__(_Handler)
 
     def process_request(self, request: Any, client_address: Any) -> None:
         # The reader is the tunnel on this machine: more in between is lost when that ends.
         request.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BYTES)
-        with self._lock:
-            self._open.add(request)
         super().process_request(request, client_address)
-
-    def shutdown_request(self, request: Any) -> None:
-        with self._lock:
-            self._open.discard(request)
-        super().shutdown_request(request)
-
-    def server_close(self) -> None:
-        super().server_close()
-        with self._lock:
-            for request in self._open:
-                with suppress(OSError):
-                    request.shutdown(socket.SHUT_RDWR)
-
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        """A reader that hung up; it asks again if it wants more."""
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -121,44 +93,69 @@ class _Handler(BaseHTTPRequestHandler):
         given = self.headers.get("Authorization", "").encode("latin-1", "replace")
         if not hmac.compare_digest(given, f"Bearer {share.token}".encode()):
             return self._refuse(401, "this token is not the one of this transfer")
-        entry = share.find(unquote(urlsplit(self.path).path.removeprefix("/")))
-        if entry is None:
+        content = share.find(unquote(urlsplit(self.path).path.removeprefix("/")))
+        if content is None:
             return self._refuse(404, "not a file of this model")
-        try:
-            file = open(entry[0], "rb", buffering=0)  # noqa: SIM115
-        except OSError:
-            return self._refuse(409, "it cannot be read any more")
-        with file:
-            self._send(file, entry[1])
+        self._send(content)
 
     def log_message(self, format: str, *args: Any) -> None:
         """The transfer has its own progress."""
 
-    def _send(self, file: Any, stamp: Stamp) -> None:
-        if Stamp.of(os.fstat(file.fileno())) != stamp:
-            return self._refuse(409, "it was changed after it was inspected")
+    def _send(self, content: Content) -> None:
         # Other kinds of ranges are answered with the whole file, as RFC 9110 allows.
         match = _RANGE.fullmatch(self.headers.get("Range", ""))
-        first, end = 0, stamp.size
+        first, end = 0, content.size
         if match:
             first, end = int(match[1]), min(int(match[2] or end) + bool(match[2]), end)
             if first >= end:
-                return self._refuse(416, "there is no such range", f"bytes */{stamp.size}")
-        self.send_response(206 if match else 200)
-        if match:
-            self.send_header("Content-Range", f"bytes {first}-{end - 1}/{stamp.size}")
-        self.send_header("Content-Length", str(end - first))
-        self.send_header("Connection", "close")
-        self.end_headers()
-        self._copy(file, first, end)
+                return self._refuse(416, "there is no such range", f"bytes */{content.size}")
+        try:
+            with self._asking_to_wait():
+                reader = content.open(first)
+        except ContentChanged as error:
+            return self._refuse(409, str(error))
+        with reader:
+            self.send_response(206 if match else 200)
+            if match:
+                self.send_header("Content-Range", f"bytes {first}-{end - 1}/{content.size}")
+            self.send_header("Content-Length", str(end - first))
+            self.send_header("Connection", "close")
+            self.end_headers()
+            self._copy(reader, end - first)
 
-    def _copy(self, file: BinaryIO, offset: int, end: int) -> None:
-        while offset < end:
-            sent = self.connection.sendfile(file, offset, min(_SEND_BYTES, end - offset))
+    @contextmanager
+    def _asking_to_wait(self) -> Iterator[None]:
+        """To begin far behind in a compressed archive takes minutes. Whoever hears nothing for so
+        long hangs up and asks again, which only adds another pass."""
+        is_found = threading.Event()
+        thread = threading.Thread(target=self._ask_to_wait, args=(is_found,), daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            is_found.set()
+            thread.join()
+
+    def _ask_to_wait(self, is_found: threading.Event) -> None:
+        with suppress(OSError):  # nobody waits any more
+            while not is_found.wait(self.server.share.notice_seconds):
+                self.connection.sendall(_NOTICE)
+
+    def _copy(self, reader: BinaryIO, count: int) -> None:
+        while count:
+            sent = self._copy_some(reader, min(_SEND_BYTES, count))
             if not sent:
                 return  # it became shorter; the reader asks again and is told
             self.server.share.count(sent)
-            offset += sent
+            count -= sent
+
+    def _copy_some(self, reader: BinaryIO, count: int) -> int:
+        if isinstance(reader, io.FileIO):
+            connection: socket.socket = self.connection
+            return connection.sendfile(reader, reader.tell(), count)
+        data = reader.read(count)
+        self.connection.sendall(data)
+        return len(data)
 
     def _refuse(self, status: int, reason: str, content_range: str | None = None) -> None:
         self.send_response(status, reason)

@@ -7,10 +7,10 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
-from qwen_deploy import bundle, commands, keys, probes, release, weights
+from qwen_deploy import bundle, commands, keys, probes, release
 from qwen_deploy import facts as host_facts
 from qwen_deploy.config import Deployment
 from qwen_deploy.converge import Converged
@@ -19,6 +19,7 @@ from qwen_deploy.events import Event, HostFinished, ProbeTried, StageFinished, S
 from qwen_deploy.facts import Facts
 from qwen_deploy.prospect import EVIDENCE_LINES, Prospect, Wanted, ask, untouched
 from qwen_deploy.remote import Session
+from qwen_deploy.weights import Transfer
 
 JOURNAL_ORIGIN = "journal of qwen.service"
 
@@ -36,12 +37,14 @@ class Converge(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """What a change needs beside its host: how to converge, where events go, when to stop."""
+    """What a change needs beside its host: how to converge, where events go, when to stop, and
+    the transfers of weights that run, by host."""
 
     converge: Converge
     emit: Callable[[Event], None]
     operator: str
     is_interrupted: Callable[[], bool] = lambda: False
+    transfers: Mapping[str, Transfer] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -50,10 +53,10 @@ class Ending:
 
 
 @contextmanager
-def locked(session: Session, run: Run, purpose: str) -> Iterator[None]:
+def locked(session: Session, operator: str, purpose: str) -> Iterator[None]:
     """Holds the host's lock. Raises LockHeld, which says by whom and since when."""
     now = time.strftime("%Y-%m-%d %H:%M:%S %Z")
-    owner = {"who": run.operator, "since": now, "purpose": purpose}
+    owner = {"who": operator, "since": now, "purpose": purpose}
     with session.hold(commands.lock(owner)) as (first, ended):
         if ended is not None:
             raise _lock_held(session, commands.parse_lock_owner(first))
@@ -83,7 +86,8 @@ def stage(run: Run, host: str, name: str) -> Iterator[Ending]:
 def converge(prospect: Prospect, wanted: Wanted, run: Run) -> Converged:
     """One run of up.yml, while the weights travel beside it."""
     host = prospect.host
-    with _transfer(prospect, wanted, run) as transfer, stage(run, host, "converge") as ending:
+    transfer = run.transfers.get(host) if prospect.plan.brings else None
+    with stage(run, host, "converge") as ending:
 
         def is_canceled() -> bool:
             return run.is_interrupted() or (transfer is not None and transfer.has_failed)
@@ -96,33 +100,23 @@ def converge(prospect: Prospect, wanted: Wanted, run: Run) -> Converged:
         )
         ending.summary = done.status
     if transfer is not None and transfer.error and done.status != "done":
-        return replace(done, status="failed", task="Send the weights", message=transfer.error)
+        return replace(done, status="failed", task="Bring the weights", message=transfer.error)
     return done
 
 
-@contextmanager
-def _transfer(prospect: Prospect, wanted: Wanted, run: Run) -> Iterator[weights.Transfer | None]:
-    if not prospect.plan.transfer_bytes:
-        yield None
-        return
-    with weights.send(prospect.session, wanted.report, run.emit) as transfer:
-        yield transfer
-
-
 def _variables(prospect: Prospect, wanted: Wanted) -> dict[str, Any]:
-    chosen, pip = prospect.release, wanted.deployment.pip
+    chosen = prospect.release
     return {
+        **_package_variables(prospect, wanted),
         "qwen_stages": sorted({step.stage for step in prospect.plan.steps}),
         "qwen_host_files_dir": str(bundle.systemd_dir()),
         "qwen_runtime_venv_id": chosen.venv_id,
-        "qwen_runtime_uv": str(bundle.uv_path()),
+        "qwen_runtime_uv": str(wanted.uv),
         "qwen_runtime_lock": "{run}/requirements.lock",
         "qwen_runtime_pip_conf": "{run}/pip.conf",
         "qwen_runtime_python": chosen.python,
-        "qwen_runtime_index_url": pip.resolved_index_url,
-        "qwen_runtime_extra_index_urls": list(pip.indexes_beside(chosen.accelerator)),
-        "qwen_runtime_find_links": list(pip.find_links),
-        "qwen_runtime_ca_file": pip.ca_file or "",
+        "qwen_runtime_agent": commands.TRANSFER_AGENT,
+        "qwen_runtime_status": commands.TRANSFER_STATUS,
         "qwen_model_dir": chosen.model_dir,
         "qwen_model_agent": commands.TRANSFER_AGENT,
         "qwen_model_status": commands.TRANSFER_STATUS,
@@ -132,6 +126,20 @@ def _variables(prospect: Prospect, wanted: Wanted) -> dict[str, Any]:
         "qwen_service_key_files": _key_variables(prospect.key_files),
         "qwen_service_restart": prospect.plan.must_restart,
         "qwen_service_expired": list(prospect.plan.expired),
+    }
+
+
+def _package_variables(prospect: Prospect, wanted: Wanted) -> dict[str, Any]:
+    """Where the operating system's and Python's packages come from."""
+    pip, airgap = wanted.deployment.pip, wanted.bundle
+    indexes = pip.indexes_beside(prospect.release.accelerator)
+    return {
+        "qwen_host_packages": list(wanted.packages),
+        "qwen_runtime_index_url": "" if airgap else pip.resolved_index_url,
+        "qwen_runtime_extra_index_urls": [] if airgap else list(indexes),
+        "qwen_runtime_find_links": [] if airgap else list(pip.find_links),
+        "qwen_runtime_ca_file": "" if airgap else pip.ca_file or "",
+        "qwen_runtime_wheels_dir": release.model_dir(airgap.wheels) if airgap else "",
     }
 
 

@@ -35,7 +35,7 @@ def _start(target: Callable[..., None], *arguments: Any) -> threading.Thread:
 
 def _reach(channel: Any, local_port: int) -> None:
     with channel, contextlib.suppress(OSError):
-        _join(channel, socket.create_connection(("127.0.0.1", local_port)))
+        join(channel, socket.create_connection(("127.0.0.1", local_port)))
 
 
 def _accept(server: socket.socket, open_channel: Callable[[Any], Any]) -> None:
@@ -49,10 +49,10 @@ def _open(client: socket.socket, open_channel: Callable[[Any], Any], origin: Any
     with client:
         channel = open_channel(origin)
         if channel is not None:
-            _join(channel, client)
+            join(channel, client)
 
 
-def _join(channel: Any, local: socket.socket) -> None:
+def join(channel: Any, local: socket.socket) -> None:
     """Copies until both sides have ended, each of which may go on without the other."""
     with channel, local:
         upward = _start(_copy, channel, local)

@@ -6,10 +6,11 @@ They keep a host's state, so that a test says what happened to a host and not wh
 from __future__ import annotations
 
 import contextlib
+import io
 import json
+import tarfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from qwen_deploy import commands, config, facts, manifest, prospect, release
@@ -17,13 +18,13 @@ from qwen_deploy.config import Deployment
 from qwen_deploy.converge import Converged
 from qwen_deploy.errors import Unreachable
 from qwen_deploy.facts import Facts
-from qwen_deploy.folder import FolderReport
 from qwen_deploy.inventory import Host
 from qwen_deploy.keys import UserKey
 from qwen_deploy.manifest import Artifact
 from qwen_deploy.prospect import Wanted
 from qwen_deploy.release import Release
 from qwen_deploy.remote import Completed, Session
+from qwen_deploy.sources import Pinned
 
 HOST = Host("gpu-1", "192.0.2.1", "root")
 MODEL = "Qwen/Qwen2.5-7B-Instruct"
@@ -67,6 +68,7 @@ def raw_facts(**changes: Any) -> dict[str, Any]:
     disk = {"mount": "/", "free_bytes": 50_000_000_000, "total_bytes": 60_000_000_000}
     return {
         "sudo": False,
+        "address": "192.0.2.1",
         "machine": "x86_64",
         "os": {"ID": "debian", "PRETTY_NAME": "Debian GNU/Linux 12 (bookworm)"},
         "has_systemd": True,
@@ -84,7 +86,9 @@ def raw_facts(**changes: Any) -> dict[str, Any]:
         "releases": [],
         "audit": [],
         "digests": {},
-        "tree": {},
+        "trees": {},
+        "models": [],
+        "partials": {},
         "keys": [],
         "units": {name: dict(_IDLE_UNIT) for name in commands.UNITS},
         "process": None,
@@ -123,12 +127,17 @@ def serving(wanted: Release, made: Deployment, **changes: Any) -> dict[str, Any]
             "current": wanted.id,
             "releases": [lying(wanted, made_at=1.0)],
             "digests": digests(wanted, made),
-            "tree": {artifact.path: artifact.size for artifact in wanted.manifest.artifacts},
+            "trees": trees(wanted),
             "units": {"qwen.service": ACTIVE_UNIT, "qwen.socket": ACTIVE_SOCKET},
             "service": answers(wanted.id),
             **changes,
         }
     )
+
+
+def trees(wanted: Release) -> dict[str, dict[str, int]]:
+    artifacts = wanted.manifest.artifacts
+    return {wanted.model_dir: {artifact.path: artifact.size for artifact in artifacts}}
 
 
 def digests(wanted: Release, made: Deployment) -> dict[str, str]:
@@ -157,6 +166,12 @@ class FakeHost:
     files: dict[str, str] = field(default_factory=dict)
     lost_after: str | None = None
     story: list[str] = field(default_factory=list)
+    transfer: dict[str, Any] | None = None
+    order: dict[str, Any] = field(default_factory=dict)
+    sources: list[dict[str, Any]] = field(default_factory=list)
+    reaches_peers: bool = True
+    is_receiving: bool = False
+    is_busy: bool = False
 
     @property
     def release(self) -> Release:
@@ -200,8 +215,7 @@ class FakeHost:
 
     def has_weights(self) -> None:
         self.raw["digests"][f"{self.release.model_dir}/manifest.json"] = "f" * 64
-        for artifact in self.release.manifest.artifacts:
-            self.raw["tree"][artifact.path] = artifact.size
+        self.raw["trees"] = trees(self.release)
 
     def converge_up(self, variables: Mapping[str, Any]) -> None:
         release_id = variables["qwen_service_release"]
@@ -243,9 +257,28 @@ class FakeSession(Session):
         elif argv[:-1] == commands.read_file("")[:-1]:
             content = self.fake.files.get(argv[-1])
             return Completed(0 if content is not None else 1, content or "", "")
+        elif argv == commands.transfer_status():
+            return Completed(0, f"{json.dumps(self.fake.transfer)}\nactive\n", "")
+        elif argv == commands.stop_transfer():
+            self.fake.note("stop weights")
         elif commands.TRANSFER_UNIT in argv:
-            self.fake.note("send weights" if stdin else "stop sending")
+            return self._start_transfer(stdin)
+        elif argv[:4] == commands.reach([]):
+            told = "yes" if self.fake.reaches_peers else "no"
+            return Completed(0, f"{told}\n" * ((len(argv) - 4) // 2), "")
+        elif argv == commands.replace_secret(commands.TRANSFER_SOURCES):
+            self.fake.sources = json.loads(stdin)["sources"]
         return Completed(0, "", "")
+
+    def _start_transfer(self, archive: bytes) -> Completed:
+        if self.fake.is_busy:
+            return Completed(commands.BUSY, "", "")
+        with tarfile.open(fileobj=io.BytesIO(archive)) as files:
+            order = files.extractfile("order.json")
+            self.fake.order = json.load(order) if order else {}
+        self.fake.files[commands.TRANSFER_ORDER] = json.dumps(self.fake.order)
+        self.fake.note("start weights")
+        return Completed(0, "joined\n" if self.fake.is_receiving else "started\n", "")
 
     def stream(self, argv: Sequence[str], *, root: bool = False) -> Iterator[str]:
         for line in self.fake.journal:
@@ -275,6 +308,10 @@ class FakeSession(Session):
     @contextlib.contextmanager
     def forward_remote(self, local_port: int) -> Iterator[int]:
         yield local_port
+
+    @contextlib.contextmanager
+    def forward_local(self, port: int, address: str = "127.0.0.1") -> Iterator[int]:
+        yield port
 
 
 class FakeConverge:
@@ -322,6 +359,10 @@ class FakeConverge:
             self.host.raw |= {"current": None, "releases": [], "service": None}
 
 
-def report_of(folder: Path) -> FolderReport:
-    """A report of weights that every host has, so that none is read."""
-    return FolderReport(folder, MANIFEST, ())
+def wanted_of() -> Wanted:
+    return prospect.want(deployment(), pinned(), USER_KEY)
+
+
+def pinned() -> Pinned:
+    """Weights that every host has, so that none is read."""
+    return Pinned(MANIFEST, (), None)

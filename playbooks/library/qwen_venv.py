@@ -28,7 +28,7 @@ options:
   uv: {description: The uv program., type: path, required: true}
   python: {description: Interpreter to build from., type: str, required: true}
   cache: {description: Directory of uv's cache., type: path, required: true}
-  index_url: {description: Package index., type: str, required: true}
+  index_url: {description: Package index; without one no network is asked., type: str}
   extra_index_urls: {description: Further indexes., type: list, elements: str, default: []}
   find_links: {description: Folders or pages with wheels., type: list, elements: str, default: []}
   ca_file: {description: CA bundle for the indexes., type: path}
@@ -74,11 +74,13 @@ def environment(parameters: dict) -> dict:
 def sync_command(parameters: dict) -> list[str]:
     argv = [parameters["uv"], "pip", "sync", "--require-hashes", parameters["lock"]]
     argv += ["--python", os.path.join(parameters["path"], "bin", "python")]
+    for place in parameters["find_links"]:
+        argv += ["--find-links", place]
+    if not parameters["index_url"]:
+        return [*argv, "--no-index", "--offline"]
     argv += ["--index-url", parameters["index_url"], "--index-strategy", "unsafe-best-match"]
     for url in parameters["extra_index_urls"]:
         argv += ["--extra-index-url", url]
-    for place in parameters["find_links"]:
-        argv += ["--find-links", place]
     return argv
 
 
@@ -117,7 +119,7 @@ def main() -> None:
             "uv": {"type": "path", "required": True},
             "python": {"type": "str", "required": True},
             "cache": {"type": "path", "required": True},
-            "index_url": {"type": "str", "required": True},
+            "index_url": {"type": "str"},
             "extra_index_urls": {"type": "list", "elements": "str", "default": []},
             "find_links": {"type": "list", "elements": "str", "default": []},
             "ca_file": {"type": "path"},
@@ -125,6 +127,8 @@ def main() -> None:
         supports_check_mode=True,
     )
     path = module.params["path"]
+    if module.check_mode and not os.path.exists(module.params["lock"]):
+        module.exit_json(changed=True, seconds=0.0)  # the task before would have copied it
     with open(module.params["lock"], "rb") as file:
         wanted = hashlib.sha256(file.read()).hexdigest()
     marker = os.path.join(path, ".complete")

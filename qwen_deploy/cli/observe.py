@@ -209,6 +209,6 @@ def docs() -> None:
 
     qwen-deploy docs > qwen-deploy.yml
     """
-    from qwen_deploy import config
+    from qwen_deploy import reference
 
-    typer.echo(config.reference(), nl=False)
+    typer.echo(reference.text(), nl=False)

@@ -25,10 +25,65 @@ if TYPE_CHECKING:
 Result = TypeVar("Result")
 
 
+class FanOut(StrEnum):
+    auto = "auto"
+    tree = "tree"
+    none = "none"
+
+
 class OutputMode(StrEnum):
     human = "human"
     json = "json"
     quiet = "quiet"
+
+
+YesOpt = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
+WeightsOpt = Annotated[
+    str | None,
+    typer.Option(
+        "--weights",
+        metavar="SOURCE",
+        help="Folder, archive, host:/path, hub or mirror of the checkpoint [default: auto].",
+    ),
+]
+ModelOpt = Annotated[
+    str | None, typer.Option("--model", metavar="NAME", help="Model, as its hub names it.")
+]
+RevisionOpt = Annotated[
+    str | None, typer.Option("--revision", help="Branch, tag or commit at the hub.")
+]
+BundleOpt = Annotated[
+    Path | None,
+    typer.Option("--bundle", metavar="FILE", help="Take everything from a bundle; no network."),
+]
+RefreshOpt = Annotated[
+    bool, typer.Option("--refresh", help="Ask the hub again for what the hosts already hold.")
+]
+FanOutOpt = Annotated[
+    FanOut | None, typer.Option("--fan-out", help="How several hosts share one download.")
+]
+LimitRateOpt = Annotated[
+    str | None,
+    typer.Option("--limit-rate", metavar="RATE", help="Bytes a second, like 20M, day and night."),
+]
+
+
+def weights_overrides(
+    weights: str | None,
+    model: str | None,
+    revision: str | None,
+    limit_rate: str | None,
+    fan_out: FanOut | None,
+) -> dict[str, dict[str, Any]]:
+    """What these options say in the words of qwen-deploy.yml."""
+    return {
+        "model": {"source": weights, "name": model, "revision": revision},
+        "weights": {
+            "limit_rate": limit_rate,
+            "night_rate": limit_rate,
+            "fan_out": fan_out.value if fan_out else None,
+        },
+    }
 
 
 COMMON: dict[str, tuple[Any, Any]] = {

@@ -33,6 +33,7 @@ class Output:
         self.mode = mode
         self.verbose = verbose
         self._status: Any = None
+        self._now: dict[str, str] = {}
 
     @classmethod
     def use(cls, mode: Mode, *, verbose: bool) -> Output:
@@ -56,7 +57,7 @@ class Output:
             line = render.line(event, verbose=self.verbose)
             if line is not None:
                 self.note(line)
-            self._show_now(render.now(event))
+            self._show_now(event.host, render.now(event), ends=render.ends(event))
 
     def note(self, text: str) -> None:
         """A line of the story."""
@@ -64,6 +65,16 @@ class Output:
             self._clear_now()
             sys.stderr.write(f"{text}\n")
             sys.stderr.flush()
+
+    def reading(self, done: int, total: int) -> None:
+        """How much of what lies on this machine was read, before any host is asked."""
+        from qwen_deploy.cli import render
+
+        is_over = done >= total
+        if self.mode is Mode.HUMAN:
+            self._show_now("", None if is_over else render.reading(done, total), ends=is_over)
+        if is_over:
+            self._clear_now()
 
     def table(self, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         """The answer as aligned columns; JSON callers print values instead."""
@@ -115,15 +126,21 @@ class Output:
         sys.stdout.write(json.dumps({"schema": SCHEMA, **value}, ensure_ascii=False) + "\n")
         sys.stdout.flush()
 
-    def _show_now(self, text: str | None) -> None:
-        """The live line: what is going on at this moment. Only on a terminal."""
+    def _show_now(self, host: str, text: str | None, *, ends: bool) -> None:
+        """The live lines: what is going on at this moment, one a host. Only on a terminal."""
+        if ends:
+            self._now.pop(host, None)
         if text is None or self.verbose or not sys.stderr.isatty():
             return
+        self._now[host] = text
         if self._status is None:
             from rich.console import Console
 
-            self._status = Console(stderr=True, highlight=False).status("", spinner="line")
-        self._status.update(text)
+            console = Console(stderr=True, highlight=False)
+            self._status = console.status("", spinner="line")
+        from rich.text import Text  # a text of ours would be read as markup
+
+        self._status.update(Text("\n  ".join(self._now.values())))
         self._status.start()
 
     def _clear_now(self) -> None:

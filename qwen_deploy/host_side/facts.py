@@ -1,8 +1,9 @@
 """Prints one JSON object with everything the controller wants to know of this host.
 
 Runs on the host as root with one argument, a JSON object: `paths` whose SHA-256 or link target
-is wanted, `tree` to list with sizes, `disks` to measure, `port` whose owner is wanted, `python` to
-ask for its version, `units`, `packages`, and `probe`: "none", "ready" or "completion".
+is wanted, `trees` to list with sizes, `disks` to measure, `port` whose owner is wanted, `python` to
+ask for its version, `units`, `packages`, `model` whose manifests are wanted, and `probe`: "none",
+"ready" or "completion".
 """
 
 from __future__ import annotations
@@ -86,6 +87,29 @@ def disk(path: str) -> dict[str, Any]:
         "total_bytes": usage.f_blocks * usage.f_frsize,
         "free_inodes": usage.f_favail if usage.f_files else None,
     }
+
+
+def manifests(model: str) -> list[dict[str, Any]]:
+    """What lies here of a model, by revision: its manifest.json, without its folder's name."""
+    found = []
+    for path in sorted(glob.glob("%s/models/%s/*/manifest.json" % (STATE, glob.escape(model)))):
+        try:
+            found.append(json.loads(read(path) or ""))
+        except ValueError:
+            continue
+    return found
+
+
+def ssh_address() -> str:
+    """Where this host was reached; sshd(8): the client's address and port, then ours."""
+    words = os.environ.get("SSH_CONNECTION", "").split()
+    return words[2] if len(words) == 4 else ""
+
+
+def partials() -> dict[str, int]:
+    """Bytes that an unfinished transfer left here, by the SHA-256 they will have."""
+    paths = glob.glob(STATE + "/partial/*.part")
+    return {os.path.basename(path)[: -len(".part")]: os.stat(path).st_size for path in paths}
 
 
 def os_release() -> dict[str, str]:
@@ -308,6 +332,7 @@ def facts(arguments: dict[str, Any]) -> dict[str, Any]:
     main_pid = int(shown.get("qwen.service", {}).get("MainPID") or 0)
     return {
         "sudo": "SUDO_USER" in os.environ,
+        "address": ssh_address(),
         "machine": os.uname().machine,
         "os": os_release(),
         "has_systemd": os.path.isdir("/run/systemd/system"),
@@ -325,7 +350,9 @@ def facts(arguments: dict[str, Any]) -> dict[str, Any]:
         "releases": releases(),
         "audit": audit(),
         "digests": {path: digest(path) for path in arguments["paths"]},
-        "tree": tree(arguments["tree"]) if arguments["tree"] else {},
+        "trees": {path: tree(path) for path in arguments["trees"]},
+        "models": manifests(arguments["model"]) if arguments["model"] else [],
+        "partials": partials() if arguments["model"] else {},
         "keys": keys(),
         "units": shown,
         "process": process(main_pid),

@@ -12,6 +12,8 @@
  16  host       the host refused a file operation
  17  died       the transfer ended without a result (`wait`)
  18  deadline   the transfer did not end in time (`wait`)
+ 19  model      the folder or archive holds no model that could be deployed (`index`)
+ 20  tls        the source cannot be trusted: its certificate, or a step from https to http
 130  stopped    a signal ended the transfer; the next one continues
 """
 
@@ -25,6 +27,10 @@ from pathlib import Path
 class WeightsError(Exception):
     kind = "internal"
     exit_code = 1
+
+    def __init__(self, message: str, *, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.hint = hint
 
 
 class BadManifest(WeightsError):
@@ -77,9 +83,29 @@ class DeadlinePassed(WeightsError):
     exit_code = 18
 
 
+class NotAModel(WeightsError):
+    kind = "model"
+    exit_code = 19
+
+
+class Untrusted(WeightsError):
+    kind = "tls"
+    exit_code = 20
+
+
 class Stopped(WeightsError):
     kind = "stopped"
     exit_code = 130
+
+
+class WrongPiece(Exception):
+    """Other bytes came than those of a better witness, from `first_byte` on. `blames`: whoever
+    sent the last of them is known to be the one."""
+
+    def __init__(self, first_byte: int, message: str, *, blames: bool = True) -> None:
+        super().__init__(message)
+        self.first_byte = first_byte
+        self.blames = blames
 
 
 def of_host(error: OSError, root: Path, reached: str) -> WeightsError:

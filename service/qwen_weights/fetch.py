@@ -1,101 +1,163 @@
-"""One artifact from a source into its partial: resumed, retried, proven. Knows neither where the
-partial lies nor what kind of source it reads."""
+"""One artifact from the pool into its partial: resumed, continued by whichever source can, proven.
+Knows neither where the partial lies nor what kinds of sources there are."""
 
 from __future__ import annotations
 
-import threading
+from collections.abc import Callable
 from contextlib import closing
+from dataclasses import dataclass, field
+from typing import Protocol
 
-from .errors import Changed, ChecksumMismatch, SourceGone, Stopped
+from .errors import ChecksumMismatch, WrongPiece
 from .manifest import Artifact
 from .partial import Partial
+from .pool import Pool
 from .progress import Progress
+from .reading import Reader, Refused
+from .seat import Seat
 from .sources import Interruption, Source
 
-_PIECE_BYTES = 1 << 20
-_FIRST_PAUSE_SECONDS = 0.1
-_LONGEST_PAUSE_SECONDS = 5.0
+# Compares the complete pieces of a partial with those of a better witness; raises WrongPiece.
+Judge = Callable[[Artifact, Partial, Source], None]
+
+
+class Shelf(Protocol):
+    """Where peers read what grows here (shelf.py)."""
+
+    def grows(self, sha256: str, descriptor: int, size: int) -> None: ...
+
+    def reached(self, sha256: str, size: int) -> None: ...
+
+    def rewound(self, sha256: str, size: int) -> None: ...
+
+
+@dataclass
+class _Attempt:
+    """Who gave the bytes of a partial; None is an earlier transfer."""
+
+    givers: set[Seat | None] = field(default_factory=set)
+    stays: bool = False
+    seat: Seat | None = None
 
 
 class Fetcher:
     def __init__(
-        self, source: Source, progress: Progress, stop: threading.Event, *, retry_seconds: float
+        self,
+        pool: Pool,
+        reader: Reader,
+        shelf: Shelf,
+        progress: Progress,
+        *,
+        judge: Judge | None = None,
     ) -> None:
-        self._source = source
+        self._pool = pool
+        self._reader = reader
+        self._shelf = shelf
         self._progress = progress
-        self._stop = stop
-        self._retry_seconds = retry_seconds
+        self._judge = judge
 
     def complete(self, artifact: Artifact, partial: Partial) -> None:
-        self.keep_going()
+        self._reader.keep_going()
         self._take_kept(partial)
-        for is_last_try in (False, True):
-            if partial.size > artifact.size:
-                self._discard(partial)
-            self._fill(artifact, partial)
+        if partial.size > artifact.size:
+            self._go_back(artifact, partial, 0)
+        attempt = _Attempt({None} if partial.size else set())
+        self._shelf.grows(artifact.sha256, partial.descriptor, _unproven(artifact, partial))
+        while True:
+            self._fill(artifact, partial, attempt)
             if partial.sha256 == artifact.sha256:
                 partial.sync()
                 return
-            got = partial.sha256
-            self._discard(partial)
-            if is_last_try:
-                raise ChecksumMismatch(
-                    f"{artifact.path} from {self._source.name} has other bytes than the manifest "
-                    f"says, twice: expected sha256 {artifact.sha256}, got {got}"
-                )
+            attempt = self._blame(artifact, partial, attempt)
+
+    def fetch_range(
+        self, artifact: Artifact, first: int, end: int, write: Callable[[memoryview], None]
+    ) -> None:
+        """For repair: `write` raises WrongPiece where a piece is not as recorded."""
+        while first < end:
+            seat = self._pool.pick(artifact, first)
+            try:
+                with closing(self._reader.chunks(seat, artifact, first, end)) as chunks:
+                    for content in chunks:
+                        first += len(content)
+                        self._progress.fetched(len(content))
+                        write(content)
+            except Interruption as interruption:
+                self._pool.failed(seat, artifact, interruption)
+            except WrongPiece as wrong:
+                self._progress.kept(wrong.first_byte - first)
+                first = wrong.first_byte
+                self._pool.wrong(seat, artifact, ChecksumMismatch(f"{seat.name}: {wrong}"))
+            except Refused:
+                pass
 
     def _take_kept(self, partial: Partial) -> None:
         while count := partial.rehash():
-            self.keep_going()
+            self._reader.keep_going()
             self._progress.kept(count)
 
-    def _discard(self, partial: Partial) -> None:
-        self._progress.kept(-partial.size)
-        partial.discard()
-
-    def _fill(self, artifact: Artifact, partial: Partial) -> None:
-        pause = _FIRST_PAUSE_SECONDS
+    def _fill(self, artifact: Artifact, partial: Partial, attempt: _Attempt) -> None:
         while partial.size < artifact.size:
-            before = partial.size
+            stay = attempt.seat if attempt.stays else None
+            seat = self._pool.pick(artifact, partial.size, stay=stay)
+            if stay and seat is not stay:
+                self._go_back(artifact, partial, 0)
+                attempt.givers.clear()
+            attempt.seat = seat
             try:
-                self._receive(artifact, partial)
+                self._receive(artifact, partial, attempt, seat)
             except Interruption as interruption:
-                pause = _FIRST_PAUSE_SECONDS if partial.size > before else pause * 2
-                self._pause(interruption, min(pause, _LONGEST_PAUSE_SECONDS))
+                self._pool.failed(seat, artifact, interruption)
+            except WrongPiece as wrong:
+                self._go_back(artifact, partial, wrong.first_byte)
+                if wrong.blames:
+                    self._pool.refuse(seat, ChecksumMismatch(str(wrong)))
+            except Refused:
+                pass
 
-    def _receive(self, artifact: Artifact, partial: Partial) -> None:
-        self._check_stop()
-        with closing(self._source.open(artifact.path, partial.size)) as stream:
-            if stream.total is not None and stream.total != artifact.size:
-                raise Changed(
-                    f"{artifact.path} at {self._source.name} has {stream.total} bytes, "
-                    f"the manifest says {artifact.size}"
+    def _receive(self, artifact: Artifact, partial: Partial, attempt: _Attempt, seat: Seat) -> None:
+        version = self._pool.version
+        chunks = self._reader.chunks(seat, artifact, partial.size, artifact.size)
+        with closing(chunks):
+            for content in chunks:
+                attempt.givers.add(seat)
+                self._take(artifact, partial, content, seat)
+                if not attempt.stays and self._pool.should_leave(
+                    seat, artifact, partial.size, version
+                ):
+                    return
+
+    def _take(self, artifact: Artifact, partial: Partial, content: memoryview, seat: Seat) -> None:
+        known = len(partial.pieces)
+        partial.append(content)
+        self._progress.fetched(len(content))
+        if self._judge and len(partial.pieces) > known:
+            self._judge(artifact, partial, seat.source)
+        self._shelf.reached(artifact.sha256, _unproven(artifact, partial))
+
+    def _blame(self, artifact: Artifact, partial: Partial, attempt: _Attempt) -> _Attempt:
+        """A single giver has to answer for it. Of several nobody knows which: the next attempt
+        stays with one."""
+        got = partial.sha256
+        self._go_back(artifact, partial, 0)
+        if len(attempt.givers) > 1:
+            return _Attempt(stays=True)
+        for giver in attempt.givers:
+            if giver:
+                message = (
+                    f"{giver.name} sent other bytes than those of the manifest for "
+                    f"{artifact.path}: expected sha256 {artifact.sha256}, got {got}"
                 )
-            while partial.size < artifact.size:
-                piece = stream.read(min(_PIECE_BYTES, artifact.size - partial.size))
-                if not piece:
-                    raise Interruption("the connection was closed early")
-                partial.append(piece)
-                self._progress.fetched(len(piece))
-                self._check_stop()
+                self._pool.wrong(giver, artifact, ChecksumMismatch(message))
+        return _Attempt(stays=attempt.stays)
 
-    def _pause(self, interruption: Interruption, seconds: float) -> None:
-        """Any byte of any artifact shows that the source is there."""
-        self._check_stop()
-        still = self._progress.still_seconds()
-        left = self._retry_seconds - still
-        if left <= 0:
-            raise SourceGone(
-                f"{self._source.name} is gone: {interruption} for {still:.0f} s; "
-                f"{self._progress.reached()}"
-            ) from interruption
-        self._stop.wait(min(interruption.retry_after or seconds, left))
+    def _go_back(self, artifact: Artifact, partial: Partial, first_byte: int) -> None:
+        start = first_byte - first_byte % partial.piece_bytes
+        self._shelf.rewound(artifact.sha256, start)
+        self._progress.kept(start - partial.size)
+        partial.truncate(start)
 
-    def keep_going(self) -> None:
-        """Work that moves no byte, such as hashing, is no silence of the source."""
-        self._check_stop()
-        self._progress.touch()
 
-    def _check_stop(self) -> None:
-        if self._stop.is_set():
-            raise Stopped(f"stopped; {self._progress.reached()}")
+def _unproven(artifact: Artifact, partial: Partial) -> int:
+    """What peers may have before SHA-256 has proven the whole."""
+    return max(0, min(partial.size, artifact.size - 1))

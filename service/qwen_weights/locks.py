@@ -26,6 +26,12 @@ def open_locked(path: Path, stop: threading.Event) -> int:
         os.close(descriptor)  # the holder before moved or removed it
 
 
+def release(descriptor: int) -> None:
+    """Closing alone would leave it to whoever has duplicated the descriptor."""
+    fcntl.flock(descriptor, fcntl.LOCK_UN)
+    os.close(descriptor)
+
+
 def _flock(descriptor: int, stop: threading.Event) -> None:
     while True:
         try:

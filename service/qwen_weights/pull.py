@@ -1,134 +1,215 @@
-"""A whole transfer: what is missing, whether it fits, who brings it, and its activation. Does not
-know command lines, signals or HTTP."""
+"""`pull`: puts a transfer together from order.json and sources.json, runs it, shares what it
+brings, and leaves its status. Knows neither how bytes are brought nor where they end."""
 
 from __future__ import annotations
 
-import os
+import argparse
+import json
+import signal
 import threading
 from collections.abc import Iterator
-from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
-from .errors import Stopped
+from . import errors
+from . import order as orders
+from .account import Account
+from .ancestor import Pace
+from .entries import EntriesFile
+from .errors import BadManifest, WeightsError, in_units
 from .fetch import Fetcher
-from .locks import open_locked
-from .manifest import Artifact, Manifest
-from .partial import Partial
-from .progress import Progress
-from .sources import Source
+from .judge import Judge
+from .order import Order
+from .pool import Pool
+from .progress import NAME as STATUS
+from .progress import Progress, StatusFile, failed_before, write_status
+from .rate import Limiter
+from .reading import Reader
+from .relays import Relays
+from .share import RelayServer, Share
+from .shelf import Shelf
+from .sources.factory import make
+from .sources.peer import PeerSource
 from .store import Store
-from .verify import sha256_of
+from .transfer import Parts, Transfer
 
-_LOOKS_FOR_COPIES = 3
-
-
-@dataclass(frozen=True)
-class Limits:
-    connections: int = 4
-    retry_seconds: float = 60
-    reserve_bytes: int = 64 << 20  # a full disk stops more than a transfer
+_LOOK_SECONDS = 1.0
 
 
-class Transfer:
-    def __init__(
-        self,
-        manifest: Manifest,
-        store: Store,
-        source: Source,
-        *,
-        limits: Limits,
-        progress: Progress,
-        stop: threading.Event,
-    ) -> None:
-        self._manifest = manifest
-        self._store = store
-        self._source = source
-        self._limits = limits
-        self._progress = progress
-        self._stop = stop
-        self._fetcher = Fetcher(source, progress, stop, retry_seconds=limits.retry_seconds)
+def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser("pull", help="bring what an order asks for, or continue to")
+    parser.add_argument("--dir", type=Path, required=True, help="with order.json and sources.json")
+    parser.set_defaults(run=run)
 
-    def run(self) -> None:
-        """The caller holds the revision's lock."""
-        if not self._store.holds(self._manifest):
-            self._store.require_room(self._missing_bytes(), self._limits.reserve_bytes)
-            self._store.stage(self._manifest)
-            self._obtain_all()
-            self._progress.enter("verifying")
-            self._store.activate(self._manifest)
-        self._progress.whole()
 
-    def _contents(self) -> list[tuple[Artifact, ...]]:
-        """The artifacts, those of equal content together, the largest first."""
-        by_content: dict[str, tuple[Artifact, ...]] = {}
-        for artifact in self._manifest.artifacts:
-            by_content[artifact.sha256] = (*by_content.get(artifact.sha256, ()), artifact)
-        return sorted(by_content.values(), key=lambda same: -same[0].size)
-
-    def _missing_bytes(self) -> int:
-        return sum(
-            first.size - self._store.kept_bytes(first)
-            for first, *_ in self._contents()
-            if next(self._store.copies(first), None) is None
+def run(arguments: argparse.Namespace) -> None:
+    directory = arguments.dir.absolute()
+    status = directory / STATUS
+    try:
+        order = orders.read(directory)
+        pulling = Pulling(order, directory)
+    except WeightsError as error:
+        with suppress(OSError):  # the error itself is told on stderr, where the journal has it
+            write_status(status, failed_before(error))
+        raise
+    _stop_on_signal(pulling)
+    with StatusFile(status, pulling.progress):
+        pulling.run()
+    for manifest in order.manifests:
+        print(
+            f"{pulling.store.final_dir(manifest)}: {len(manifest.artifacts)} artifacts, "
+            f"{in_units(manifest.total_bytes)}"
         )
 
-    def _obtain_all(self) -> None:
-        pool = ThreadPoolExecutor(self._limits.connections, thread_name_prefix="fetch")
+
+class Pulling:
+    """One transfer with everything that works for it."""
+
+    def __init__(
+        self,
+        order: Order,
+        directory: Path,
+        *,
+        look_seconds: float = _LOOK_SECONDS,
+        pace: Pace | None = None,
+    ) -> None:
+        self._order = order
+        self._look_seconds = look_seconds
+        self._directory = directory
+        self._entries_file = EntriesFile(directory)
+        entries = self._entries_file.read()
+        self._authority = entries.authority
+        self._stop = threading.Event()
+        self._has_ended = threading.Event()
+        contents = {a.sha256: a for one in order.manifests for a in one.artifacts}
+        self._shelf = Shelf(contents.values())
+        self.store = Store(order.root)
+        self.progress = Progress(order.manifests, order.manifest_id)
+        self._account = Account(self.progress)
+        self._relays = Relays(
+            self._shelf.have,
+            sum(artifact.size for artifact in contents.values()),
+            warn=self.progress.warn,
+            pace=pace or Pace(retry_seconds=order.limits.retry_seconds),
+        )
+        self._pool = Pool(
+            partial(make, patience=order.limits.patience),
+            self.progress,
+            self._stop,
+            retry_seconds=order.limits.retry_seconds,
+            relays=self._relays,
+        )
+        self.progress.ask_sources(self._pool.report)
+        self._pool.replace(entries.sources)
+
+    def run(self) -> None:
+        """Whatever ends the transfer also ends its status."""
         try:
-            futures = [pool.submit(self._obtain, same) for same in self._contents()]
-            ended, _ = wait(futures, return_when=FIRST_EXCEPTION)
-            _raise_first(ended)
+            with self._sharing() as door:
+                with self._relays, self._watching():
+                    Transfer(self._order, self._parts()).run()
+                # Only now that nothing is asked of those above, they can be idle too.
+                if door:
+                    door.wait_until_idle(self._stop)
+        except WeightsError as error:
+            self.progress.failed(error)
+            raise
+        except OSError as error:
+            typed = errors.of_host(error, self._order.root, self.progress.reached())
+            self.progress.failed(typed)
+            raise typed from error
+        except BaseException as error:
+            self.progress.failed(WeightsError(f"a fault of the transfer: {error!r}"))
+            raise
         finally:
-            # Also on an error: nothing may write once the lock is gone.
-            self._stop.set()
-            self._source.close()
-            pool.shutdown(cancel_futures=True)
+            self._shelf.end()
 
-    def _obtain(self, same: tuple[Artifact, ...]) -> None:
-        missing = [a for a in same if not self._store.is_staged(self._manifest, a)]
-        for artifact in missing:
-            self._obtain_one(artifact)
-        staged = len(same) - len(missing)
-        self._progress.kept(staged * same[0].size)
-        self._progress.files(staged)
+    def stop(self) -> None:
+        """From another thread; what came stays."""
+        self._stop.set()
+        self._pool.close()
 
-    def _obtain_one(self, artifact: Artifact) -> None:
-        with self._partial(artifact) as (path, partial):
-            if self._link_copy(artifact):
-                self._progress.kept(artifact.size)
-                path.unlink()
-            else:
-                self._fetcher.complete(artifact, partial)
-                self._store.place(path, self._manifest, artifact)
-        self._progress.files(1)
+    def _parts(self) -> Parts:
+        limiter = Limiter(self._order.limits.rates, self._stop)
+        reader = Reader(self._pool, self.progress, limiter, self._stop)
+        judge = Judge(self._find_authority)
+        fetcher = Fetcher(self._pool, reader, self._shelf, self.progress, judge=judge)
+        return Parts(
+            self.store,
+            self._pool,
+            reader,
+            fetcher,
+            self._shelf,
+            self._account,
+            self.progress,
+            self._stop,
+        )
+
+    def _find_authority(self) -> PeerSource | None:
+        for source in self._pool.sources:
+            if isinstance(source, PeerSource) and source.name == self._authority:
+                return source
+        return None
 
     @contextmanager
-    def _partial(self, artifact: Artifact) -> Iterator[tuple[Path, Partial]]:
-        """Locked: another revision may want the same content at the same time."""
-        path = self._store.partial_path(artifact)
-        descriptor = open_locked(path, self._stop)
+    def _watching(self) -> Iterator[None]:
+        """Whoever replaces sources.json is heard within a second."""
+        thread = threading.Thread(target=self._watch, name="sources", daemon=True)
+        thread.start()
         try:
-            yield path, Partial(descriptor)
+            yield
         finally:
-            os.close(descriptor)
+            self._has_ended.set()
+            thread.join()
 
-    def _link_copy(self, artifact: Artifact) -> bool:
-        """A copy may move while it is read, when another transfer shows its revision."""
-        for _ in range(_LOOKS_FOR_COPIES):
-            with suppress(FileNotFoundError):
-                for copy in self._store.copies(artifact):
-                    if sha256_of(copy, self._fetcher.keep_going) == artifact.sha256:
-                        self._store.place(copy, self._manifest, artifact)
-                        return True
-                return False
-        return False
+    def _watch(self) -> None:
+        while not self._has_ended.wait(self._look_seconds):
+            if not self._entries_file.has_changed():
+                continue
+            try:
+                entries = self._entries_file.read()
+                self._authority = entries.authority
+                self._pool.replace(entries.sources)
+            except BadManifest as error:
+                self.progress.warn(f"{error}; the sources before stay")
+
+    @contextmanager
+    def _sharing(self) -> Iterator[RelayServer | None]:
+        with ExitStack() as stack:
+            door = self._open_door(self._order.share) if self._order.share else None
+            if door:
+                stack.enter_context(door)
+                self.progress.shared_at(door)
+            yield door
+
+    def _open_door(self, share: Share) -> RelayServer | None:
+        """Where it was before a restart, if it can be: peers look for it there."""
+        ports = (share.port,) if share.port else (*self._port_before(), 0)
+        for port in ports:
+            try:
+                return RelayServer(replace(share, port=port), self._shelf, self._account)
+            except OSError as error:
+                reason = error.strerror or str(error)
+        self.progress.warn(f"nobody can read from this host: {share.address}: {reason}")
+        return None
+
+    def _port_before(self) -> tuple[int, ...]:
+        try:
+            before = json.loads((self._directory / STATUS).read_text(encoding="utf-8"))
+            return (int(before["share"]["port"]),)
+        except (OSError, ValueError, TypeError, KeyError):
+            return ()
 
 
-def _raise_first(ended: set[Future[None]]) -> None:
-    """The cause rather than the threads that were stopped because of it."""
-    errors = [error for error in (future.exception() for future in ended) if error]
-    causes = [error for error in errors if not isinstance(error, Stopped)]
-    for error in causes or errors:
-        raise error
+def _stop_on_signal(pulling: Pulling) -> None:
+    """A thread takes the signals: a handler could run while the main thread holds a lock."""
+    signals = {signal.SIGTERM, signal.SIGINT}
+    signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+
+    def await_signal() -> None:
+        signal.sigwait(signals)
+        pulling.stop()
+
+    threading.Thread(target=await_signal, name="signals", daemon=True).start()

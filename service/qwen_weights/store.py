@@ -6,16 +6,30 @@ from __future__ import annotations
 import os
 import shutil
 import threading
-import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from . import manifest as manifests
+from . import pieces
+from .disk import (
+    free_bytes,
+    let_others_read,
+    make_dirs,
+    share_content,
+    sync_dir,
+    sync_file,
+    write_durably,
+)
 from .errors import BadManifest, Changed, DiskFull, HostRefused, in_units
+from .inspection import has_all, hashes_of, is_file_of_size
 from .locks import open_locked
 from .manifest import Artifact, Manifest
-from .verify import has_all, is_file_of_size
+from .pieces import Pieces
+from .verify import now
+
+Elsewhere = Callable[[Artifact], "Path | None"]
 
 
 class Store:
@@ -23,6 +37,7 @@ class Store:
         self.root = root
         self.partial_dir = root / "partial"
         self.models_dir = root / "models"
+        self._noting = threading.Lock()
 
     def final_dir(self, manifest: Manifest) -> Path:
         return self.models_dir / manifest.model.replace("/", "--") / manifest.revision
@@ -57,6 +72,15 @@ class Store:
             )
         return there is not None and has_all(final, manifest)
 
+    def record_proof(self, manifest: Manifest) -> None:
+        """What a revision that is there was proven against, where the manifest knows more."""
+        final = self.final_dir(manifest)
+        there = recorded(final)
+        if there is None or _strength(there) >= _strength(manifest):
+            return
+        told = replace(there, origin=manifest.origin, proof=manifest.proof)
+        write_durably(final / manifests.NAME, told.to_json())
+
     def stage(self, manifest: Manifest) -> None:
         """Prepares the folder that becomes the revision; what it proved before stays."""
         staging = self.staging_dir(manifest)
@@ -73,12 +97,38 @@ class Store:
 
     def copies(self, artifact: Artifact) -> Iterator[Path]:
         """Files of any revision that should hold the content of the artifact."""
+        for path in self.names(artifact):
+            if is_file_of_size(path, artifact.size):
+                yield path
+
+    def names(self, artifact: Artifact) -> Iterator[Path]:
+        """Where any revision should have the content of the artifact."""
         for record in sorted(self.models_dir.glob(f"*/*/{manifests.NAME}")):
             there = recorded(record.parent)
             for other in there.artifacts if there else ():
-                path = record.parent / other.path
-                if other.sha256 == artifact.sha256 and is_file_of_size(path, artifact.size):
-                    yield path
+                if other.sha256 == artifact.sha256:
+                    yield record.parent / other.path
+
+    def missing_bytes(self, wanted: Iterable[Manifest], elsewhere: Elsewhere) -> int:
+        """What the disk must take: neither what is there, nor what a link will do for.
+
+        `elsewhere` names the file of another folder of this host, where there is one."""
+        contents = {
+            artifact.sha256: (manifest, artifact)
+            for manifest in wanted
+            for artifact in manifest.artifacts
+        }
+        return sum(
+            artifact.size - self.kept_bytes(artifact)
+            for manifest, artifact in contents.values()
+            if not self._needs_no_room(manifest, artifact, elsewhere)
+        )
+
+    def _needs_no_room(self, manifest: Manifest, artifact: Artifact, elsewhere: Elsewhere) -> bool:
+        if self.is_staged(manifest, artifact) or next(self.copies(artifact), None) is not None:
+            return True
+        path = elsewhere(artifact)
+        return path is not None and path.stat().st_dev == self.partial_dir.stat().st_dev
 
     def kept_bytes(self, artifact: Artifact) -> int:
         try:
@@ -100,22 +150,51 @@ class Store:
                 f"{in_units(free)} are free and {in_units(reserve_bytes)} of them must stay so"
             )
 
-    def place(self, source: Path, manifest: Manifest, artifact: Artifact) -> None:
-        """Gives a proven file its name in the staging folder."""
-        target = self.staging_dir(manifest) / artifact.path
-        make_dirs(target.parent)
-        source.chmod(0o444)
-        if source.parent == self.partial_dir:
-            os.rename(source, target)
-        else:
-            target.unlink(missing_ok=True)
-            os.link(source, target)
+    def place(
+        self, partial: Path, manifest: Manifest, artifact: Artifact, digests: tuple[str, ...]
+    ) -> None:
+        """Gives a proven partial its name in the staging folder; `digests` are its pieces'."""
+        partial.chmod(0o444)
+        self._move_in(partial, manifest, artifact, digests)
+
+    def adopt(
+        self, path: Path, manifest: Manifest, artifact: Artifact, keep_going: Callable[[], None]
+    ) -> bool:
+        """Takes a file that lies on this host, without a second copy; the caller holds the lock of
+        its partial. False where it has other bytes or can only be copied."""
+        beside = self.partial_dir / f"{artifact.sha256}.link"
+        try:
+            if not share_content(path.resolve(strict=True), beside):
+                return False
+            # Only now: whatever the name leads to later, this is what was proven.
+            hashes = hashes_of(beside, keep_going)
+            if hashes.sha256 != artifact.sha256:
+                return False
+            let_others_read(beside)
+            sync_file(beside)
+            self._move_in(beside, manifest, artifact, hashes.all)
+            return True
+        except FileNotFoundError:  # a copy moves when another transfer shows its revision
+            return False
+        finally:
+            beside.unlink(missing_ok=True)
+
+    def _move_in(
+        self, path: Path, manifest: Manifest, artifact: Artifact, digests: tuple[str, ...]
+    ) -> None:
+        staging = self.staging_dir(manifest)
+        make_dirs((staging / artifact.path).parent)
+        with self._noting:
+            note_pieces(staging, {artifact.sha256: digests})
+        os.rename(path, staging / artifact.path)
+        # Renaming one name of a file to another name of it leaves both.
+        path.unlink(missing_ok=True)
 
     def activate(self, manifest: Manifest) -> None:
         """Shows the whole revision under its final name, at once."""
         staging, final = self.staging_dir(manifest), self.final_dir(manifest)
-        verified_at = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-        write_durably(staging / manifests.NAME, manifest.to_json(verified_at=verified_at))
+        proven = replace(manifest, verified_at=now())
+        write_durably(staging / manifests.NAME, proven.to_json())
         for folder in (staging, *(path for path in staging.rglob("*") if path.is_dir())):
             folder.chmod(0o755)
             sync_dir(folder)
@@ -130,6 +209,14 @@ class Store:
         sync_dir(final.parent)
 
 
+def note_pieces(directory: Path, digests: dict[str, tuple[str, ...]]) -> None:
+    """Adds to what is recorded beside the artifacts."""
+    there = pieces.load(directory)
+    kept = there.by_sha256 if there.piece_bytes == pieces.PIECE_BYTES else {}
+    if any(kept.get(sha256) != row for sha256, row in digests.items()):
+        write_durably(directory / pieces.NAME, Pieces({**kept, **digests}).to_json())
+
+
 def recorded(directory: Path) -> Manifest | None:
     """The manifest beside the artifacts; none where it is absent or damaged."""
     try:
@@ -138,33 +225,5 @@ def recorded(directory: Path) -> Manifest | None:
         return None
 
 
-def free_bytes(path: Path) -> int:
-    status = os.statvfs(path)
-    return status.f_bavail * status.f_frsize
-
-
-def make_dirs(path: Path) -> None:
-    """Readable by everyone whatever the umask: the service runs as another user."""
-    if path.is_dir():
-        return
-    make_dirs(path.parent)
-    path.mkdir(exist_ok=True)
-    path.chmod(0o755)
-
-
-def write_durably(path: Path, text: str) -> None:
-    beside = path.with_name(f".{path.name}.new")
-    with open(beside, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    beside.chmod(0o444)
-    os.replace(beside, path)
-
-
-def sync_dir(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def _strength(manifest: Manifest) -> int:
+    return -manifests.PROOFS.index(manifest.proof or "none")

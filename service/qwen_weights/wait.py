@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import time
@@ -9,9 +10,27 @@ from pathlib import Path
 from typing import Any
 
 from .errors import BadManifest, DeadlinePassed, Missing, TransferDied, WeightsError
-from .verify import has_all, load
+from .inspection import has_all, load
 
 _POLL_SECONDS = 0.2
+
+
+def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser("wait", help="wait for a transfer and exit with its code")
+    parser.add_argument("--status", type=Path, required=True)
+    parser.add_argument("--directory", type=Path, required=True)
+    parser.add_argument("--deadline", type=float, required=True, metavar="SECONDS")
+    parser.add_argument("--grace", type=float, default=10, metavar="SECONDS")
+    parser.set_defaults(run=_run)
+
+
+def _run(arguments: argparse.Namespace) -> None:
+    wait(
+        arguments.status,
+        arguments.directory,
+        deadline_seconds=arguments.deadline,
+        grace_seconds=arguments.grace,
+    )
 
 
 class TransferFailed(WeightsError):

@@ -6,14 +6,14 @@ import json
 import sys
 from pathlib import Path
 
-from tests.bench import up
+from tests.bench import fanout, up, weights
 
 OUTPUT = Path("build/bench/figures.json")
 
 
 def main() -> int:
     figures: dict[str, float] = {}
-    for benchmark in (up,):
+    for benchmark in (up, weights, fanout):
         for name, value in benchmark.measure():
             figures[name] = round(value, 3)
             print(f"{name:<32} {value:10.3f}", flush=True)

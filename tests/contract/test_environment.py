@@ -1,4 +1,5 @@
-"""The module that builds environments, run by the real Ansible with a uv that only says it did."""
+"""The module that builds environments, run by the real Ansible, with a uv that only says it did or
+with the real one."""
 
 from __future__ import annotations
 
@@ -8,8 +9,13 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+from qwen_deploy import bundle
+from tests.tiny_wheel import lock_line, make_wheel
+from tests.wire import refusing_port
 
 pytestmark = pytest.mark.contract
 
@@ -39,8 +45,13 @@ class Builder:
         (folder / "uv").write_text(UV)
         (folder / "uv").chmod(0o755)
 
-    def build(self) -> bool:
+    def build(self, **changes: Any) -> bool:
         """Whether anything changed."""
+        done = self.run(**changes)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return "CHANGED" in done.stdout
+
+    def run(self, **changes: Any) -> subprocess.CompletedProcess[str]:
         arguments = {
             "path": str(self.venv),
             "lock": str(self.folder / "lock"),
@@ -48,6 +59,7 @@ class Builder:
             "python": "python3",
             "cache": str(self.folder / "cache"),
             "index_url": "https://index.example/simple",
+            **changes,
         }
         environment = {
             **os.environ,
@@ -63,9 +75,7 @@ class Builder:
         argv = [ansible, "localhost", "-c", "local", "-e"]
         argv += [f"ansible_python_interpreter={sys.executable}"]
         argv += ["-m", "qwen_venv", "-a", json.dumps(arguments)]
-        done = subprocess.run(argv, capture_output=True, text=True, env=environment, cwd=PLAYBOOKS)
-        assert done.returncode == 0, done.stdout + done.stderr
-        return "CHANGED" in done.stdout
+        return subprocess.run(argv, capture_output=True, text=True, env=environment, cwd=PLAYBOOKS)
 
     @property
     def runs_of_uv(self) -> list[str]:
@@ -99,3 +109,40 @@ def test_an_environment_is_built_once_and_again_only_if_a_package_is_gone(
     assert builder.build()
     assert builder.runs_of_uv == ["venv 1", "pip 1"]
     assert (builder.packages / "uvicorn").is_dir()
+
+
+@pytest.fixture
+def offline(builder: Builder, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """As with a bundle: the real uv, wheels in a folder, and whoever asks a network is lost."""
+    for name in ("http_proxy", "https_proxy", "all_proxy"):
+        monkeypatch.setenv(name, f"http://127.0.0.1:{refusing_port()}")
+    wheels = builder.folder / "wheels"
+    lines = [lock_line(make_wheel(wheels, name)) for name in ("torch", "uvicorn")]
+    (wheels / "manifest.json").write_text("beside the wheels, as on hosts")
+    (builder.folder / "lock").write_text("".join(lines))
+    return {
+        "uv": str(bundle.uv_path()),
+        "python": sys.executable,
+        "index_url": None,
+        "find_links": [str(wheels)],
+    }
+
+
+def test_an_environment_is_built_from_a_folder_alone(
+    builder: Builder, offline: dict[str, Any]
+) -> None:
+    assert builder.build(**offline)
+    program = "import torch, uvicorn; print(torch.VERSION)"
+    python = [str(builder.venv / "bin/python"), "-I", "-c", program]
+    assert subprocess.run(python, capture_output=True, text=True).stdout == "1.0\n"
+    assert not builder.build(**offline)
+
+
+def test_a_wheel_that_is_not_in_the_folder_is_named(
+    builder: Builder, offline: dict[str, Any]
+) -> None:
+    (builder.folder / "wheels/uvicorn-1.0-py3-none-any.whl").unlink()
+    done = builder.run(**offline)
+    assert done.returncode != 0
+    assert "uvicorn" in done.stdout and "not found" in done.stdout
+    assert not (builder.venv / ".complete").exists()

@@ -39,6 +39,7 @@ class Lab:
         self.ssh_key = self._names.directory / "id_ed25519"
         self.known_hosts = self._names.directory / "known_hosts"
         self.environment: dict[str, str] = {}
+        self._gateway = ""
         self._lock: IO[str] | None = None
         self._watch: subprocess.Popen[bytes] | None = None
 
@@ -58,6 +59,11 @@ class Lab:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+    @property
+    def gateway(self) -> str:
+        """The operator's address on the lab's network."""
+        return self._gateway
 
     def reset(self, *hosts: Host) -> None:
         """Back to bare hosts, at the same time."""
@@ -110,6 +116,7 @@ class Lab:
         run("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "lab", "-f", self.ssh_key)
         public_key = self.ssh_key.with_suffix(".pub").read_text()
         site = Site(self._names, tree, network.make(self._names), public_key, pip)
+        self._gateway = site.network.gateway
         self.hosts = tuple(Host(site, number) for number in range(1, self._count + 1))
         self.reset(*self.hosts)
         self.known_hosts.write_text("".join(host.known_hosts_line for host in self.hosts))

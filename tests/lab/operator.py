@@ -15,6 +15,9 @@ from tests.lab.shell import LabError
 
 # An operator of the lab has no agent and no settings of whoever runs the tests.
 REMOVED_VARIABLES = ("SSH_AUTH_SOCK", "XDG_CONFIG_HOME", "XDG_STATE_HOME", "XDG_CACHE_HOME")
+# No test asks a hub of the world. The discard service: nobody listens there.
+HUBS = ("HF_ENDPOINT", "MODELSCOPE_ENDPOINT")
+NOWHERE = "http://127.0.0.1:9"
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +34,7 @@ class Operator:
         kept = {name: text for name, text in os.environ.items() if name not in REMOVED_VARIABLES}
         path = f"{self.programs}:{os.environ['PATH']}"
         own = {"HOME": str(self.home), "PATH": path, MARK_VARIABLE: self.lab_digest}
-        return kept | own
+        return kept | own | dict.fromkeys(HUBS, NOWHERE)
 
     def settle(self, *, known_hosts: str, key: Path | None) -> None:
         """Make the home.

@@ -1,4 +1,5 @@
-"""Everything set otherwise: a user with sudo password, a jump host, a key file, a loopback port."""
+"""Everything set otherwise: a user with sudo password, a jump host, a key file, a loopback port,
+and weights from a hub that is gone afterwards."""
 
 from __future__ import annotations
 
@@ -8,8 +9,9 @@ import pytest
 
 from tests.fixture_model import sharded_model
 from tests.fixture_model.dialogues import answer_to
+from tests.hub import Hub
 from tests.lab import Host, Lab, service
-from tests.lab.controller import Controller
+from tests.lab.controller import MODEL_NAME, Controller
 
 pytestmark = pytest.mark.lab
 
@@ -25,7 +27,7 @@ def test_up_as_a_user_with_a_sudo_password_through_a_jump_host(
     (controller.folder / "key.txt").write_text("sk-a-key-of-our-own-0123456789\n")
     controller.configure(
         host,
-        model={"source": str(sharded_model(tmp_path / "sharded")), "aliases": ["qwen-turbo"]},
+        model={"source": "modelscope", "aliases": ["qwen-turbo"]},
         service={"address": "127.0.0.1", "port": 9000, "api_key_file": "./key.txt", "max_batch": 2},
         ssh={
             "user": "ops",
@@ -34,7 +36,13 @@ def test_up_as_a_user_with_a_sudo_password_through_a_jump_host(
             "sudo_password_file": "./password",
         },
     )
-    events = controller.events("up", "--yes", "--host", host.address)
+    with Hub(address=lab.gateway) as hub:
+        hub.add(MODEL_NAME, sharded_model(tmp_path / "sharded"))
+        controller.environment["MODELSCOPE_ENDPOINT"] = hub.endpoint
+        events = controller.events("up", "--yes", "--host", host.address)
+    plan = next(event for event in events if event["event"] == "plan")
+    assert plan["weights"]["from"] == "from modelscope"
+    assert plan["weights"]["eta_seconds"] > 0
     assert not [event for event in events if event["event"] == "key_created"]
     assert service.ready(host, port=9000)["status"] == "ready"
     listening = host.run("ss -Hltn").stdout
@@ -48,6 +56,7 @@ def test_up_as_a_user_with_a_sudo_password_through_a_jump_host(
         ]
     ).stdout
     assert "qwen-turbo" in asked
+    # What the host holds says which revision it is: no hub is asked.
     again = controller.events("up", "--yes", "--host", host.address)
     assert again[-1]["outcome"] == "unchanged"
     controller.run("restart", "--host", host.address)

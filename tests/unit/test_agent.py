@@ -23,7 +23,7 @@ def agent(tmp_path: Path) -> Path:
 
 def test_the_packed_agent_runs_alone(agent: Path) -> None:
     argv = [sys.executable, "-I", str(agent), "pull", "--help"]
-    assert "--manifest" in subprocess.run(argv, capture_output=True, text=True, check=True).stdout
+    assert "--dir" in subprocess.run(argv, capture_output=True, text=True, check=True).stdout
 
 
 def test_the_same_sources_give_the_same_bytes(agent: Path, tmp_path: Path) -> None:

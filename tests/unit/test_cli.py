@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from qwen_deploy import config, converge, folder, prospect, remote
+from qwen_deploy import config, converge, pin, prospect, reference, remote
 from qwen_deploy.cli.app import app, run
 from qwen_deploy.cli.output import Output
 from qwen_deploy.converge import Converged, Target
@@ -79,7 +79,8 @@ EARLY: dict[str, tuple[Sequence[str], str]] = {
     ),
     "unknown option": (
         ["up", "--nope"],
-        "error: no such option: --nope\n\nhint: qwen-deploy up --help\n",
+        "error: no such option: --nope (Possible options: --model)\n\n"
+        "hint: qwen-deploy up --help\n",
     ),
     "unknown command": (["frob"], "error: no such command 'frob'\n\nhint: qwen-deploy --help\n"),
     "wrong port": (
@@ -189,7 +190,7 @@ def test_init_says_where_it_cannot_write(program: Program) -> None:
 
 
 def test_docs_are_the_reference(program: Program) -> None:
-    assert program("docs") == Printed(0, config.reference(), "")
+    assert program("docs") == Printed(0, reference.text(), "")
 
 
 @dataclass
@@ -222,10 +223,9 @@ def site(program: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> S
         "runtime: {accelerator: cpu}\n"
     )
     deployment = config.load(tmp_path / "qwen-deploy.yml")
-    report = folder.inspect(
-        tmp_path / "model", model="Qwen/Tiny", cache_path=tmp_path / "hashes.json"
-    )
-    wanted = prospect.want(deployment, report, UserKey("unused-by-the-hosts"))
+    choice = pin.here(deployment)
+    assert choice is not None
+    wanted = prospect.want(deployment, choice.pinned, UserKey("unused-by-the-hosts"))
     hosts = {host.name: FakeHost(wanted, host) for host in map(parse_host, deployment.hosts)}
     for fake in hosts.values():
         fake.has_weights()
@@ -347,16 +347,6 @@ def test_up_refuses_a_host_without_asking(program: Program, site: Site) -> None:
         "error: `gpu-1`: the host does not run systemd\n\n"
         "gpu-1 was not changed\n\n"
         "hint: use a host that boots systemd\n"
-    )
-
-
-def test_up_needs_weights(program: Program, site: Site) -> None:
-    Path("qwen-deploy.yml").write_text("hosts: [gpu-1]\n")
-    printed = program("up")
-    assert printed.code == 2
-    assert printed.err == (
-        "error: no weights are named: give --weights, or `model: source` in qwen-deploy.yml\n\n"
-        "hint: qwen-deploy up --weights ./Qwen2.5-7B-Instruct\n"
     )
 
 

@@ -3,13 +3,15 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import socket
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from qwen_deploy import commands
+from qwen_deploy import agent, commands
 
 SIMPLE = {
     "journal": (
@@ -62,21 +64,116 @@ def test_a_host_without_python_is_told_apart_from_a_failing_program(programs: Pa
     assert (absent.returncode, failing.returncode) == (commands.NO_PYTHON, 7)
 
 
-def test_a_transfer_starts_in_a_unit_of_its_own_with_its_files_unpacked() -> None:
-    argv = commands.start_transfer(4242, "/var/lib/qwen-deploy")
+SANDBOX = (
+    "-p ProtectSystem=strict "
+    "-p 'ReadWritePaths=/var/lib/qwen-deploy /run/qwen-deploy-weights' "
+    "-p ProtectHome=yes -p PrivateTmp=yes "
+)
+
+
+@pytest.mark.parametrize(("reads_host", "sandbox"), [(False, SANDBOX), (True, "")])
+def test_a_transfer_starts_in_a_unit_of_its_own(reads_host: bool, sandbox: str) -> None:
+    argv = commands.start_transfer("0a1b", "/var/lib/qwen-deploy", reads_host=reads_host)
     assert argv[:2] == ["sh", "-c"]
     line = commands.quote(argv[3:])
     assert line == (
-        "sh qwen-weights.service /run/qwen-deploy-weights /var/lib/qwen-deploy "
+        "sh qwen-weights.service /run/qwen-deploy-weights /var/lib/qwen-deploy 0a1b "
         "systemd-run --quiet --collect --unit qwen-weights.service "
-        "-p Nice=10 -p IOSchedulingClass=idle -p NoNewPrivileges=yes -p ProtectSystem=strict "
-        "-p 'ReadWritePaths=/var/lib/qwen-deploy /run/qwen-deploy-weights' "
-        "-p ProtectHome=yes -p PrivateTmp=yes "
-        "python3 /run/qwen-deploy-weights/agent.pyz pull "
-        "--manifest /run/qwen-deploy-weights/manifest.json --root /var/lib/qwen-deploy "
-        "--status /run/qwen-deploy-weights/status.json --source http://127.0.0.1:4242 "
-        "--token-file /run/qwen-deploy-weights/token"
+        "-p Nice=10 -p IOSchedulingClass=idle -p NoNewPrivileges=yes "
+        "-p Restart=on-failure -p RestartSec=2 "
+        "-p 'RestartPreventExitStatus=2 10 11 12 13 14 16 19 20 130' -p SuccessExitStatus=130 "
+        f"{sandbox}python3 /run/qwen-deploy-weights/agent.pyz pull --dir /run/qwen-deploy-weights"
     )
+
+
+def start_here(folder: Path, order_id: str, unit: str) -> subprocess.CompletedProcess[bytes]:
+    """The script itself, with a systemctl that says the unit is in this state."""
+    programs = folder / "programs"
+    programs.mkdir(exist_ok=True)
+    install(programs, "systemctl", f"[ $1 = show ] && echo {unit}; :")
+    script = commands.start_transfer("", "")[2]
+    places = ["u.service", str(folder / "run"), str(folder / "state"), order_id]
+    return subprocess.run(
+        ["sh", "-c", script, "sh", *places, "touch", str(folder / "ran")],
+        input=agent.archive({"order.json": b"{}"}),
+        capture_output=True,
+        env={"PATH": f"{programs}:{os.defpath}"},
+    )
+
+
+def test_a_transfer_finds_its_files_unpacked_and_for_root_alone(tmp_path: Path) -> None:
+    done = start_here(tmp_path, "0a1b", "inactive")
+    assert (done.returncode, done.stdout) == (0, b"started\n")
+    assert (tmp_path / "ran").exists()
+    assert (tmp_path / "run" / "order.json").read_bytes() == b"{}"
+    assert (tmp_path / "run").stat().st_mode & 0o777 == 0o700
+
+
+@pytest.mark.parametrize("unit", ["active", "activating"])
+def test_the_same_transfer_is_joined_and_another_one_keeps_the_host_busy(
+    tmp_path: Path, unit: str
+) -> None:
+    start_here(tmp_path, "0a1b", "inactive")
+    (tmp_path / "ran").unlink()
+    joined = start_here(tmp_path, "0a1b", unit)
+    assert (joined.returncode, joined.stdout) == (0, b"joined\n")
+    assert start_here(tmp_path, "ffff", unit).returncode == commands.BUSY
+    assert not (tmp_path / "ran").exists()
+
+
+STATUS = {"phase": "fetching", "bytes_done": 1}
+DIED = {
+    **STATUS,
+    "phase": "failed",
+    "error": {
+        "kind": "died",
+        "message": "the transfer ended without a result",
+        "exit_code": 17,
+    },
+}
+
+
+@pytest.mark.parametrize(
+    ("text", "status"),
+    [
+        ("null\ninactive\n", {}),
+        ("", {}),
+        (f"{json.dumps(STATUS)}\nactive\n", STATUS),
+        (f"{json.dumps(STATUS)}\nactivating\n", STATUS),
+        (f"{json.dumps(STATUS)}\ninactive\n", DIED),
+        ('{"phase": "done"}\ninactive\n', {"phase": "done"}),
+        ('{"phase": "failed"}\nfailed\n', {"phase": "failed"}),
+    ],
+)
+def test_a_status_is_read_with_the_state_of_its_unit(text: str, status: dict[str, Any]) -> None:
+    assert commands.parse_transfer_status(text) == status
+
+
+def test_a_secret_replaces_a_file_for_its_owner_alone(tmp_path: Path) -> None:
+    path = tmp_path / "sources.json"
+    path.write_text("old")
+    path.chmod(0o644)
+    subprocess.run(commands.replace_secret(str(path)), input=b"new", check=True)
+    assert path.read_text() == "new"
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert [one.name for one in tmp_path.iterdir()] == ["sources.json"]
+
+
+def test_a_run_in_the_foreground_leaves_nothing() -> None:
+    before = set(Path("/run").glob("qwen-deploy-agent.*"))
+    done = subprocess.run(
+        commands.agent(["verify", "/nowhere"]), input=agent.archive({}), capture_output=True
+    )
+    assert done.returncode == 11
+    assert set(Path("/run").glob("qwen-deploy-agent.*")) == before
+
+
+def test_what_a_host_reaches_is_told_place_by_place() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        argv = commands.reach([("127.0.0.1", port), ("127.0.0.1", 9)])
+        done = subprocess.run(argv, capture_output=True, text=True, check=True)
+    assert commands.parse_reach(done.stdout) == (True, False)
 
 
 def test_a_stopped_transfer_leaves_no_folder() -> None:

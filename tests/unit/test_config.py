@@ -8,11 +8,11 @@ import pytest
 import yaml
 from pydantic import BaseModel
 
-from qwen_deploy import config
+from qwen_deploy import config, reference
 from qwen_deploy.config import Deployment
 from qwen_deploy.errors import UsageError
 
-SECTIONS = "hosts, model, service, runtime, pip, ssh"
+SECTIONS = "hosts, model, weights, service, runtime, pip, ssh"
 SERVICE_KEYS = (
     "address, port, auth, api_key_file, device, dtype, max_batch, max_queue, max_context, threads, "
     "drain_seconds, ready_seconds"
@@ -52,6 +52,18 @@ WRONG = {
     "model: {aliases: qwen}": "model/aliases: should be a list",
     "model: {aliases: [qwen, 1]}": "model/aliases/1: should be a text",
     "model: {aliases: ['a,b']}": "model/aliases/0: should be a name without blank or comma",
+    "weights: {limit_rate: 20 MB}": (
+        'weights/limit_rate: should be bytes a second, as text: "500k", "20M", "1G"'
+    ),
+    "weights: {limit_rate: 0.0001k}": (
+        'weights/limit_rate: should be bytes a second, as text: "500k", "20M", "1G"'
+    ),
+    "weights: {limit_rate: 20000000}": "weights/limit_rate: should be a text",
+    "weights: {night: 22-6}": "weights/night: should be like 22:00-06:00",
+    "weights: {proxy: proxy:3128}": "weights/proxy: should be an http(s):// URL",
+    "weights: {fan_out: star}": "weights/fan_out: should be 'auto', 'tree' or 'none'",
+    "weights: {fan_out_port: -1}": "weights/fan_out_port: should be at least 0",
+    "weights: {ca_file: [a]}": "weights/ca_file: should be a path",
     "pip: {index_url: tsingua}": (
         "pip/index_url: should be a URL or one of pypi, aliyun, huaweicloud, tencent, tsinghua, "
         "ustc"
@@ -171,22 +183,22 @@ def test_a_wrong_option_is_named_like_a_wrong_key() -> None:
 
 
 def test_the_reference_is_a_file_of_defaults(tmp_path: Path) -> None:
-    assert load(tmp_path, config.reference()) == Deployment()
+    assert load(tmp_path, reference.text()) == Deployment()
 
 
-def uncommented(reference: str) -> str:
-    return re.sub(r"^( *)# (?=[a-z_]+: )", r"\1", reference, flags=re.MULTILINE)
+def uncommented(text: str) -> str:
+    return re.sub(r"^( *)# (?=[a-z_]+: )", r"\1", text, flags=re.MULTILINE)
 
 
 def test_every_commented_key_of_the_reference_is_valid(tmp_path: Path) -> None:
-    made = load(tmp_path, uncommented(config.reference()))
+    made = load(tmp_path, uncommented(reference.text()))
     assert made.hosts == ("root@192.168.110.131",)
     assert made.ssh.key_file == Path("~/.ssh/gpu").expanduser()
     assert made.service.max_context == 8192
 
 
 def test_the_keys_of_the_reference_are_the_fields_in_order() -> None:
-    written = yaml.safe_load(uncommented(config.reference()))
+    written = yaml.safe_load(uncommented(reference.text()))
     assert list(written) == list(Deployment.model_fields)
     for name, field in Deployment.model_fields.items():
         if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
@@ -194,7 +206,7 @@ def test_the_keys_of_the_reference_are_the_fields_in_order() -> None:
 
 
 def test_every_key_of_the_reference_is_explained() -> None:
-    lines = config.reference().splitlines()
+    lines = reference.text().splitlines()
     keys = [at for at, line in enumerate(lines) if re.match(r" *(# )?[a-z_]+:( |$)", line)]
     sections = (field.annotation for field in Deployment.model_fields.values())
     fields = [one for one in sections if isinstance(one, type) and issubclass(one, BaseModel)]
@@ -205,9 +217,9 @@ def test_every_key_of_the_reference_is_explained() -> None:
 
 def test_chosen_values_stand_uncommented(tmp_path: Path) -> None:
     chosen = {"hosts": ["root@gpu-1", "主机"], "model": {"source": "./模型 7B: a"}}
-    made = load(tmp_path, config.reference(chosen))
+    made = load(tmp_path, reference.text(chosen))
     assert made == config.parse(chosen, origin="test")
-    assert "\nhosts: [root@gpu-1, 主机]\n" in config.reference(chosen)
+    assert "\nhosts: [root@gpu-1, 主机]\n" in reference.text(chosen)
 
 
 def test_cpu_packages_come_from_pytorchs_index_unless_another_place_is_named() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from qwen_deploy import config
+from qwen_deploy import config, reference
 from tests.demo.screen import remaining, run
 from tests.demo.session import Unexpected, settled
 from tests.demo.transcript import differences, session_of, with_session
@@ -48,9 +48,9 @@ def test_what_a_program_prints_is_shown_and_kept(
 def test_the_file_of_init_is_edited_where_its_keys_stand() -> None:
     wheels = ["/srv/wheels"]
     chosen: dict[str, dict[str, Any]] = {"service": {"port": 9000}, "pip": {"find_links": wheels}}
-    text = settled(config.reference(), chosen)
-    assert len(text.splitlines()) == len(config.reference().splitlines())
+    text = settled(reference.text(), chosen)
+    assert len(text.splitlines()) == len(reference.text().splitlines())
     deployment = config.parse(yaml.safe_load(text), origin="qwen-deploy.yml")
     assert (deployment.service.port, deployment.pip.find_links) == (9000, ("/srv/wheels",))
     with pytest.raises(Unexpected, match="no_such_key"):
-        settled(config.reference(), {"service": {"no_such_key": 1}})
+        settled(reference.text(), {"service": {"no_such_key": 1}})

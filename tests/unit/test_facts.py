@@ -7,7 +7,7 @@ import pytest
 
 from qwen_deploy import facts, release
 from qwen_deploy.facts import Answer, Disk
-from tests.fakes import answers, deployment, facts_of, raw_facts, release_of
+from tests.fakes import MANIFEST, answers, deployment, facts_of, raw_facts, release_of
 
 RELEASE = release_of()
 
@@ -18,29 +18,43 @@ def test_a_question_about_a_release_asks_for_all_that_is_managed() -> None:
         service=deployment(service={"port": 8100}).service,
         python="/usr/bin/python3.12",
         host_paths=("/etc/qwen-deploy",),
+        trees=("/srv/a", "/srv/b"),
+        packages=facts.PACKAGES,
     )
     assert set(asked["paths"]) == {*RELEASE.managed, "/etc/qwen-deploy"}
     assert {key: value for key, value in asked.items() if key != "paths"} == {
-        "tree": RELEASE.model_dir,
+        "trees": ["/srv/a", "/srv/b"],
         "disks": ["/opt/qwen-deploy", "/var/lib/qwen-deploy"],
         "port": 8100,
         "python": "/usr/bin/python3.12",
         "units": ["qwen.service", "qwen.socket"],
         "packages": ["ca-certificates", "git", "git-lfs"],
+        "model": "",
         "probe": "completion",
     }
+
+
+def test_a_model_is_asked_for_by_its_folder() -> None:
+    asked = facts.question((), service=None, model="Qwen/Qwen2.5-7B-Instruct")
+    assert asked["model"] == "Qwen--Qwen2.5-7B-Instruct"
+
+
+def test_what_somebody_else_wrote_is_no_manifest_of_ours() -> None:
+    told = facts_of(models=[{"schema": 99}, json.loads(MANIFEST.to_json())])
+    assert told.models == (MANIFEST,)
 
 
 def test_a_question_without_a_release_asks_only_what_is_served() -> None:
     asked = facts.question((), service=None, probe="none")
     assert asked == {
         "paths": [],
-        "tree": "",
+        "trees": [],
         "disks": ["/opt/qwen-deploy", "/var/lib/qwen-deploy"],
         "port": 0,
         "python": "python3",
         "units": ["qwen.service", "qwen.socket"],
         "packages": [],
+        "model": "",
         "probe": "none",
     }
 

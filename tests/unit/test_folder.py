@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from qwen_deploy.folder import FolderRefused, FolderReport, inspect
+from qwen_deploy.manifest import Manifest, Origin
 from tests.model_folder import INDEX, make_model, safetensors, shard_name
 
 FIRST, SECOND = shard_name(1, 2), shard_name(2, 2)
@@ -53,6 +54,8 @@ def test_a_copy_elsewhere_has_the_same_revision(
 
 def test_what_is_no_part_of_the_model_is_left_out(look: Inspect, folder: Path) -> None:
     before = look(folder).manifest
+    for name in ("README.md", "a.PNG", "configuration.json", "manifest.pieces.json"):
+        (folder / name).write_text("x")
     for name in (".git/HEAD", ".cache/x", "original/consolidated.pth", "pytorch_model.bin", "a.pt"):
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text("x")
@@ -91,11 +94,34 @@ def test_every_recorded_hash_is_compared(look: Inspect, folder: Path) -> None:
         assert part in str(refused.value)
 
 
+def test_the_proof_is_the_list_that_came_along(look: Inspect, folder: Path) -> None:
+    assert look(folder).manifest.proof == "none"
+    lines = [f"{sha256(folder / name)}  {name}\n" for name in (FIRST, SECOND)]
+    (folder / "SHA256SUMS").write_text(lines[0])
+    assert look(folder).manifest.proof == "none"
+    (folder / "SHA256SUMS").write_text("".join(lines))
+    assert look(folder).manifest.proof == "sums"
+    (folder / "SHA256SUMS").unlink()
+    own = json.loads(look(folder).manifest.to_json())
+    origin = {"source": "modelscope", "requested": "master", "commit": None}
+    (folder / "manifest.json").write_text(json.dumps(own | {"proof": "hub", "origin": origin}))
+    found = look(folder).manifest
+    assert (found.proof, found.origin) == ("hub", Origin("modelscope", "master"))
+
+
+def test_a_manifest_may_list_what_is_left_out_now(look: Inspect, folder: Path) -> None:
+    own = json.loads(look(folder).manifest.to_json())
+    readme = {"path": "README.md", "size": 1, "sha256": "a" * 64}
+    own["artifacts"] = sorted([*own["artifacts"], readme], key=lambda row: str(row["path"]))
+    (folder / "manifest.json").write_text(json.dumps(own))
+    assert "README.md" not in [one.path for one in look(folder).manifest.artifacts]
+
+
 def test_a_folder_with_a_manifest_keeps_its_revision(look: Inspect, folder: Path) -> None:
     manifest = json.loads(look(folder).manifest.to_json()) | {"revision": "c" * 40}
     (folder / "manifest.json").write_text(json.dumps(manifest))
     assert look(folder).manifest.revision == "c" * 40
-    (folder / "README.md").write_text("more")
+    (folder / "more.json").write_text("{}")
     assert look(folder).manifest.revision.startswith("w-")
     flip_last_byte(folder / SECOND)
     with pytest.raises(FolderRefused, match=r"altered: manifest\.json says sha256"):
@@ -167,6 +193,50 @@ def pipe(folder: Path) -> None:
 
 
 SHARD = safetensors(1000)
+
+
+def as_pointers(folder: Path) -> Path:
+    """As `git clone` leaves it without git-lfs's checkout; the store of the objects."""
+    store = folder / ".git/lfs/objects"
+    for name in (FIRST, SECOND):
+        content = (folder / name).read_bytes()
+        oid = hashlib.sha256(content).hexdigest()
+        place = store / oid[:2] / oid[2:4] / oid
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_bytes(content)
+        pointer = POINTER.replace("sha256:00", f"sha256:{oid}")
+        (folder / name).write_text(pointer)
+    return store
+
+
+def test_a_clone_of_pointers_is_read_from_its_objects(look: Inspect, folder: Path) -> None:
+    before = look(folder).manifest
+    store = as_pointers(folder)
+    report = look(folder)
+    assert report.manifest == before
+    assert report.manifest.proof == "sums"
+    content = report.contents()[FIRST]
+    with content.open(10) as reader:
+        assert reader.read(content.size) == object_of(store, before, FIRST).read_bytes()[10:]
+
+
+def test_a_clone_that_is_not_whole_is_refused(look: Inspect, folder: Path) -> None:
+    before = look(folder).manifest
+    store = as_pointers(folder)
+    flip_last_byte(object_of(store, before, FIRST))
+    with pytest.raises(FolderRefused, match=f"{FIRST} was altered: git-lfs says sha256"):
+        look(folder)
+    object_of(store, before, SECOND).unlink()
+    with pytest.raises(FolderRefused, match=f"git-lfs pointers instead of {SECOND}") as refused:
+        look(folder)
+    assert refused.value.hint == f"git -C {folder} lfs pull"
+
+
+def object_of(store: Path, manifest: Manifest, path: str) -> Path:
+    (sha256,) = (one.sha256 for one in manifest.artifacts if one.path == path)
+    return store / sha256[:2] / sha256[2:4] / sha256
+
+
 REFUSED: list[tuple[str, Callable[[Path], object], str]] = [
     ("missing", lambda folder: shutil.rmtree(folder), "does not exist"),
     ("no config", remove("config.json"), "has no config.json"),

@@ -102,7 +102,7 @@ def full(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, dict[
         printed = inspect(
             root,
             paths=[f"{root}/{name}" for name in ("file", "link", "run", "absent")],
-            tree=f"{root}/model-link",
+            trees=[f"{root}/model-link"],
             disks=[f"{root}/not/yet/there", "/proc/sys"],
             port=server.getsockname()[1],
             packages=["dpkg", "no-such-package"],
@@ -118,7 +118,7 @@ def bare(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     root = make_root(tmp_path_factory.mktemp("bare"))
     with socket.create_server(("::1", 0), family=socket.AF_INET6) as server:
         port = server.getsockname()[1]
-        return inspect(root, tree=f"{root}/absent", port=port, python="/no/such/python")
+        return inspect(root, trees=[f"{root}/absent"], port=port, python="/no/such/python")
 
 
 Full = tuple[Path, dict[str, Any]]
@@ -171,8 +171,9 @@ def test_the_marker_of_an_environment_counts_only_if_all_that_is_listed_is_there
 
 
 def test_a_tree_is_listed_with_sizes_through_one_link(full: Full, bare: dict[str, Any]) -> None:
-    assert full[1]["tree"] == {"config.json": 2, "sub/a": 3}
-    assert bare["tree"] == {}
+    (model,) = full[1]["trees"].values()
+    assert model == {"config.json": 2, "sub/a": 3}
+    assert list(bare["trees"].values()) == [{}]
 
 
 def test_a_disk_is_measured_where_a_path_would_lie(full: Full) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import json
 from typing import Any
 
@@ -8,7 +9,7 @@ import qwen_weights.manifest as of_the_host
 from qwen_weights.errors import BadManifest
 
 from qwen_deploy import manifest as manifests
-from qwen_deploy.manifest import Artifact, ManifestError
+from qwen_deploy.manifest import Artifact, ManifestError, Origin
 
 SHA = "a" * 64
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -39,8 +40,55 @@ def test_host_and_controller_write_the_same_json() -> None:
     assert of_the_host.parse(made.to_json()).to_json() == made.to_json()
 
 
-def test_the_record_of_verification_is_read_too() -> None:
-    manifests.parse(document(verified_at="2026-01-01T00:00:00Z"))
+ORIGIN = {"source": "modelscope", "requested": "master", "commit": None}
+
+
+def test_origin_proof_and_time_are_read_by_both_halves_and_kept() -> None:
+    text = document(origin=ORIGIN, proof="hub")
+    made = manifests.parse(text)
+    assert made.origin == Origin("modelscope", "master")
+    assert made.proof == "hub"
+    assert json.loads(made.to_json()) == json.loads(text)
+    assert of_the_host.parse(text).to_json() == made.to_json()
+    told = of_the_host.parse(document(verified_at="2026-01-01T00:00:00Z"))
+    assert told.verified_at == "2026-01-01T00:00:00Z"
+    assert json.loads(told.to_json())["verified_at"] == told.verified_at
+    assert "verified_at" not in manifests.parse(told.to_json()).to_json()
+
+
+def test_the_same_artifacts_are_the_same_wherever_they_come_from() -> None:
+    plain, told = document(), document(origin=ORIGIN, proof="none")
+    assert manifests.parse(plain) == manifests.parse(told)
+    assert of_the_host.parse(plain) == of_the_host.parse(told)
+    named = {
+        manifests.manifest_id([manifests.parse(plain)]),
+        manifests.manifest_id([manifests.parse(told)]),
+        of_the_host.manifest_id([of_the_host.parse(plain)]),
+        of_the_host.manifest_id([of_the_host.parse(told)]),
+    }
+    assert len(named) == 1
+
+
+def test_the_name_of_an_order_depends_on_all_that_it_brings() -> None:
+    model, other = manifests.parse(document()), manifests.parse(document(model="x"))
+    orders = ((model,), (other,), (model, other), (other, model), ())
+    assert len({manifests.manifest_id(order) for order in orders}) == len(orders)
+    [row] = json.loads(document())["artifacts"]
+    canonical = [{"artifacts": [row], "model": "Qwen/Qwen2.5", "revision": COMMIT}]
+    text = json.dumps(canonical, sort_keys=True, separators=(",", ":"))
+    assert manifests.manifest_id([model]) == hashlib.sha256(text.encode()).hexdigest()
+
+
+def test_both_halves_make_the_same_manifest() -> None:
+    ours = manifests.make("Qwen/Qwen2.5", [SHARD, CONFIG], origin=Origin("folder"), proof="none")
+    theirs = of_the_host.make(
+        "Qwen/Qwen2.5",
+        [of_the_host.Artifact(one.path, one.size, one.sha256) for one in (SHARD, CONFIG)],
+        origin=of_the_host.Origin("folder"),
+        proof="none",
+    )
+    assert ours.to_json() == theirs.to_json()
+    assert ours.revision.startswith("w-")
 
 
 def test_revision_depends_on_the_content_and_not_on_its_order() -> None:
@@ -80,7 +128,21 @@ BAD = [
     (document(artifacts=rows("a\x00b")), "is not a file name"),
     (document(artifacts=rows("a\\b")), "is not a file name"),
     (document(artifacts=rows("a\ud800b")), "is not a file name"),
-    (document(artifacts=rows("manifest.json")), "cannot list itself"),
+    (document(artifacts=rows("manifest.json")), "lies beside the artifacts"),
+    (document(artifacts=rows("manifest.pieces.json")), "lies beside the artifacts"),
+    (document(verified_at="yesterday"), "verified_at: 'yesterday' is not allowed"),
+    (document(verified_at=None), "verified_at: None is not allowed"),
+    (document(proof="word of honor"), "proof: should be one of hub, sums, none"),
+    (document(proof=None), "proof: should be one of"),
+    (document(proof=["hub"]), "proof: should be one of"),
+    (document(origin="modelscope"), "origin: should be an object"),
+    (document(origin={"source": "x", "requested": None}), "origin: commit is missing"),
+    (document(origin=ORIGIN | {"token": "x"}), "origin: token is unknown"),
+    (document(origin=ORIGIN | {"source": ""}), "origin/source: '' is not allowed"),
+    (document(origin=ORIGIN | {"source": None}), "origin/source: None is not allowed"),
+    (document(origin=ORIGIN | {"source": "a\nb"}), "origin/source"),
+    (document(origin=ORIGIN | {"requested": 1}), "origin/requested: 1 is not allowed"),
+    (document(origin=ORIGIN | {"commit": "main"}), "origin/commit: 'main' is not allowed"),
     (document(artifacts=rows("b", "a")), "sorted by path"),
     (document(artifacts=rows("a", "a")), "each path once"),
     (document(artifacts=rows("a", "a/b")), "both a file and a folder"),

@@ -6,12 +6,14 @@ from typing import Any
 import pytest
 
 from qwen_deploy import facts, manifest, plan, release
+from qwen_deploy.manifest import Artifact
 from qwen_deploy.plan import Plan, Step
 from tests.fakes import (
     ACTIVE_SOCKET,
     ACTIVE_UNIT,
     FAILED_UNIT,
     MANIFEST,
+    MODEL,
     answers,
     deployment,
     digests,
@@ -48,7 +50,7 @@ def test_a_bare_host_gets_everything() -> None:
         Step("host", "create the system user and directories"),
         Step("runtime", "build the cpu environment"),
         Step("runtime", "write the pip configuration"),
-        Step("weights", "send 0.0 MB"),
+        Step("weights", f"bring 0.0 MB of {MODEL}"),
         Step("service", f"release none -> {RELEASE.id}"),
     )
     assert (made.host, made.release, made.previous) == ("gpu-1", RELEASE.id, None)
@@ -207,15 +209,34 @@ def test_a_new_release_is_told_with_what_a_person_changed(
     assert made.steps == (Step("service", f"release {OLD} -> {RELEASE.id}{changes}"),)
 
 
-def test_weights_without_a_manifest_are_sent_again() -> None:
+def test_weights_without_a_manifest_are_proven_again() -> None:
     made = plan_for(served(digests=without(f"{RELEASE.model_dir}/manifest.json")))
-    assert made.steps == (Step("weights", "send 0.0 MB"),)
+    assert [step.stage for step in made.steps] == ["weights"]
+    assert made.brings == (MANIFEST,)
+
+
+def test_a_shortened_artifact_is_brought_again() -> None:
+    made = plan_for(served(trees={RELEASE.model_dir: {"config.json": 99}}))
+    assert [step.stage for step in made.steps] == ["weights"]
     assert made.transfer_bytes == MANIFEST.total_bytes
 
 
-def test_a_shortened_artifact_is_sent_again() -> None:
-    made = plan_for(served(tree={"config.json": 99}))
-    assert [step.stage for step in made.steps] == ["weights"]
+def test_what_an_unfinished_transfer_left_is_not_brought_again() -> None:
+    made = plan_for(raw_facts(partials={"a" * 64: 60, "f" * 64: 1_000}))
+    assert made.transfer_bytes == 40
+    assert Step("weights", f"bring 0.0 MB of {MODEL}, 0.0 MB are there") in made.steps
+
+
+def test_what_another_revision_of_the_model_holds_is_not_brought_again() -> None:
+    other = manifest.make(MODEL, [Artifact("config.json", 100, "a" * 64)], "c" * 40)
+    made = plan_for(raw_facts(models=[json.loads(other.to_json())]))
+    assert (made.brings, made.transfer_bytes) == ((MANIFEST,), 0)
+
+
+def test_a_shortened_artifact_of_the_revision_itself_is_no_copy_of_it() -> None:
+    same = json.loads(MANIFEST.to_json())
+    made = plan_for(served(trees={RELEASE.model_dir: {"config.json": 99}}, models=[same]))
+    assert made.transfer_bytes == MANIFEST.total_bytes
 
 
 def releases(count: int) -> list[dict[str, Any]]:

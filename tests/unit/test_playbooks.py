@@ -15,13 +15,11 @@ import yaml
 from qwen_deploy import prospect, release, removal, rollout
 from qwen_deploy.steps import Run
 from tests.fakes import (
-    USER_KEY,
     FakeConverge,
     FakeHost,
     FakeSession,
-    deployment,
     release_of,
-    report_of,
+    wanted_of,
 )
 
 ROOT = Path(__file__).parents[2]
@@ -88,7 +86,7 @@ class Recorded:
     """The variables that the controller gives to each playbook."""
 
     def __init__(self, folder: Path) -> None:
-        self.host = FakeHost(prospect.want(deployment(), report_of(folder), USER_KEY))
+        self.host = FakeHost(wanted_of())
         self.host.has_weights()
         self.converge = FakeConverge(self.host)
 

@@ -47,7 +47,7 @@ def typed_commands(readme: str) -> Iterator[list[str]]:
     lines = [step.command for step in parse(session_of(readme))]
     lines += [line.split("#")[0] for text in blocks(readme, "sh") for line in text.splitlines()]
     lines += re.findall(r"`(qwen-deploy [^`]+)`", readme)
-    lines += [f"qwen-deploy {text}" for text in re.findall(r"`(up [^`]+)`", readme)]
+    lines += [f"qwen-deploy {text}" for text in re.findall(r"`((?:up|weights) [^`]+)`", readme)]
     return (line.split()[1:] for line in lines if line.startswith("qwen-deploy "))
 
 
@@ -67,6 +67,8 @@ def test_commands_are_described_as_help_does() -> None:
 def test_commands_to_be_typed_exist_with_their_options(readme: str) -> None:
     for name, *arguments in typed_commands(readme):
         command = program().commands[name]
+        if hasattr(command, "commands"):
+            command = command.commands[arguments.pop(0)]
         known = {option for one in command.params for option in (*one.opts, *one.secondary_opts)}
         used = {word for word in arguments if word.startswith("-")}
         assert used <= known | {"--help"}, (name, arguments)
@@ -98,7 +100,7 @@ def test_the_table_of_changes_names_every_path(readme: str) -> None:
 def test_the_configuration_is_valid(readme: str) -> None:
     (text,) = blocks(readme, "yaml")
     assert config.parse(yaml.safe_load(text), origin="README").pip.index_url == "tsinghua"
-    for section, key in re.findall(r"`(service|pip|ssh|runtime)\.(\w+)", readme):
+    for section, key in re.findall(r"`(model|weights|service|pip|ssh|runtime)\.(\w+)", readme):
         assert key in type(getattr(config.Deployment(), section)).model_fields, key
 
 

@@ -1,11 +1,10 @@
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from qwen_deploy import prospect, removal
+from qwen_deploy import removal
 from qwen_deploy.converge import Converged
 from qwen_deploy.errors import NeedsAttention
 from qwen_deploy.events import HostFinished
@@ -13,20 +12,18 @@ from qwen_deploy.release import INSTALLED, ROOT, STATE
 from qwen_deploy.steps import Run
 from tests.fakes import (
     ACTIVE_UNIT,
-    USER_KEY,
     FakeConverge,
     FakeHost,
     FakeSession,
-    deployment,
-    report_of,
+    wanted_of,
 )
 
 RELEASE = "r-0badcafe"
 
 
 @pytest.fixture
-def host(tmp_path: Path) -> FakeHost:
-    return FakeHost(prospect.want(deployment(), report_of(tmp_path), USER_KEY))
+def host() -> FakeHost:
+    return FakeHost(wanted_of())
 
 
 @pytest.fixture

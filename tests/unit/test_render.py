@@ -17,9 +17,9 @@ from qwen_deploy.events import (
 )
 
 H = "gpu-1"
-HALF = TransferProgress(H, "transfer", 500_000_000, 1_000_000_000, 2e8, 2.5)
-PLANNED = TransferProgress(H, "planned", 0, 0, 0.0, None)
-PROVEN = TransferProgress(H, "done", 15_200_000_000, 15_200_000_000, 0.0, None)
+HALF = TransferProgress(H, "fetching", "modelscope", 500_000_000, 1_000_000_000, 2e8, 102.5)
+PLANNED = TransferProgress(H, "waiting", "", 0, 0, 0.0, None)
+PROVEN = TransferProgress(H, "done", "", 15_200_000_000, 15_200_000_000, 0.0, None)
 
 # Event, its line, its line when verbose, what is shown on the live line.
 SHOWN: dict[str, tuple[Event, str | None, str | None, str | None]] = {
@@ -64,14 +64,20 @@ SHOWN: dict[str, tuple[Event, str | None, str | None, str | None]] = {
         HALF,
         None,
         None,
-        "gpu-1  weights   50% of 1.0 GB, 200.0 MB/s, 2 s left",
+        "gpu-1  weights   [##########----------]  50% of 1.0 GB  200.0 MB/s  01:42 left"
+        "  from modelscope",
     ),
-    "no weights yet": (PLANNED, None, None, "gpu-1  weights   planned of 0.0 MB, 0.0 MB/s"),
+    "no weights yet": (
+        PLANNED,
+        None,
+        None,
+        "gpu-1  weights   [--------------------]   0% of 0.0 MB  waiting",
+    ),
     "all weights": (
         PROVEN,
         "gpu-1  weights   15.2 GB on the host, proven",
         "gpu-1  weights   15.2 GB on the host, proven",
-        "gpu-1  weights   100% of 15.2 GB, 0.0 MB/s",
+        "gpu-1  weights   [####################] 100% of 15.2 GB  done",
     ),
     "probe": (
         ProbeTried(H, "loading: 3 of 8"),

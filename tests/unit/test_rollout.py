@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from qwen_deploy import folder, prospect, rollout
+from qwen_deploy import pin, prospect, rollout
 from qwen_deploy.converge import Converged, Status
 from qwen_deploy.errors import (
     Interrupted,
@@ -21,7 +21,8 @@ from qwen_deploy.errors import (
 from qwen_deploy.events import Event, HostFinished, KeyCreated, StageFinished, StageStarted
 from qwen_deploy.prospect import Wanted
 from qwen_deploy.steps import Run
-from tests.fakes import MODEL, USER_KEY, FakeConverge, FakeHost, FakeSession, deployment, report_of
+from qwen_deploy.supply import Supply
+from tests.fakes import USER_KEY, FakeConverge, FakeHost, FakeSession, deployment, pinned
 from tests.model_folder import make_model
 
 OLD, OLDER = "r-0badcafe", "r-00000001"
@@ -57,7 +58,11 @@ class Stage:
     def up(self) -> HostFinished:
         looked = prospect.look(self.session, self.wanted)
         self.host.story.clear()
-        return rollout.up(looked, self.wanted, self.run)
+        supply = Supply(self.wanted.pinned, {}, {})
+        with rollout.prepared(
+            [looked], self.wanted, supply, self.run.operator, self.events.append
+        ) as transfers:
+            return rollout.up(looked, self.wanted, replace(self.run, transfers=transfers))
 
     def fails_up(self, kind: type[QwenDeployError]) -> QwenDeployError:
         with pytest.raises(QwenDeployError) as failed:
@@ -77,7 +82,7 @@ class Stage:
 
 @pytest.fixture
 def stage(tmp_path: Path) -> Stage:
-    wanted = prospect.want(deployment(), report_of(tmp_path), USER_KEY)
+    wanted = prospect.want(deployment(), pinned(), USER_KEY)
     host = FakeHost(wanted)
     host.has_weights()
     return Stage(wanted, host, FakeConverge(host))
@@ -482,10 +487,9 @@ def test_a_rollback_that_fails_needs_attention(upgrade: Stage) -> None:
 
 
 def test_weights_travel_while_the_host_converges(tmp_path: Path) -> None:
-    report = folder.inspect(
-        make_model(tmp_path / "model"), model=MODEL, cache_path=tmp_path / "hashes.json"
-    )
-    host = FakeHost(prospect.want(deployment(), report, USER_KEY))
+    chosen = pin.here(deployment(model={"source": str(make_model(tmp_path / "model"))}))
+    assert chosen is not None
+    host = FakeHost(prospect.want(deployment(), chosen.pinned, USER_KEY))
     Stage(host.wanted, host, FakeConverge(host)).up()
     entries = [entry for entry in host.story if entry != "facts"]
-    assert entries == ["lock", "send weights", "up.yml", "stop sending", "record", "unlock"]
+    assert entries == ["lock", "start weights", "up.yml", "record", "stop weights", "unlock"]

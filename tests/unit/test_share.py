@@ -1,14 +1,19 @@
 from __future__ import annotations
 
-from collections.abc import Iterator
+import io
+import socket
+import threading
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
+from typing import BinaryIO
 
 import httpx
 import pytest
 
+from qwen_deploy.content import Content
 from qwen_deploy.folder import inspect
-from qwen_deploy.share import FolderShare
+from qwen_deploy.share import Share
 from tests.model_folder import make_model, safetensors, shard_name
 
 SHARD = shard_name(1, 2)
@@ -23,20 +28,20 @@ def folder(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def share(folder: Path, tmp_path: Path) -> Iterator[FolderShare]:
+def share(folder: Path, tmp_path: Path) -> Iterator[Share]:
     report = inspect(folder, model="Qwen/Tiny", cache_path=tmp_path / "hashes.json")
-    with FolderShare(report) as started:
+    with Share(report) as started:
         yield started
 
 
 @pytest.fixture
-def client(share: FolderShare) -> Iterator[httpx.Client]:
+def client(share: Share) -> Iterator[httpx.Client]:
     headers = {"Authorization": f"Bearer {share.token}"}
     with httpx.Client(base_url=share.url, headers=headers, trust_env=False) as client:
         yield client
 
 
-def test_whole_files_are_served(client: httpx.Client, folder: Path, share: FolderShare) -> None:
+def test_whole_files_are_served(client: httpx.Client, folder: Path, share: Share) -> None:
     for name in (SHARD, "生 词%.txt".replace("%", "%25"), "empty.txt", "config.json"):
         answer = client.get(f"/{name}")
         assert answer.status_code == 200
@@ -71,7 +76,7 @@ def test_a_range_beyond_the_end_is_refused(client: httpx.Client, folder: Path) -
     assert answer.headers["Content-Range"] == f"bytes */{size}"
 
 
-def test_only_the_token_opens(share: FolderShare) -> None:
+def test_only_the_token_opens(share: Share) -> None:
     for headers in ({}, {"Authorization": "Bearer x"}, {"Authorization": share.token}):
         answer = httpx.get(f"{share.url}/{SHARD}", headers=headers, trust_env=False)
         assert answer.status_code == 401
@@ -99,7 +104,7 @@ def test_the_end_of_the_share_ends_its_readers(folder: Path, tmp_path: Path) -> 
     (folder / "large.safetensors").write_bytes(safetensors(30_000_000))
     report = inspect(folder, model="Qwen/Tiny", cache_path=tmp_path / "hashes.json")
     with ExitStack() as readers:
-        with FolderShare(report) as share:
+        with Share(report) as share:
             headers = {"Authorization": f"Bearer {share.token}"}
             url = f"{share.url}/large.safetensors"
             asked = httpx.stream("GET", url, headers=headers, trust_env=False)
@@ -107,3 +112,31 @@ def test_the_end_of_the_share_ends_its_readers(folder: Path, tmp_path: Path) -> 
             next(pieces)
         with pytest.raises(httpx.RemoteProtocolError):
             list(pieces)
+
+
+class Sought:
+    """A file whose place is not found until it should be."""
+
+    size = 3
+
+    def __init__(self) -> None:
+        self.is_found = threading.Event()
+
+    def contents(self) -> Mapping[str, Content]:
+        return {"a": self}
+
+    def open(self, offset: int) -> BinaryIO:
+        assert self.is_found.wait(10)
+        return io.BytesIO(b"abc"[offset:])
+
+
+def test_a_reader_is_asked_to_wait_while_its_place_is_sought() -> None:
+    sought = Sought()
+    with Share(sought, notice_seconds=0.01) as share:
+        reader = socket.create_connection(("127.0.0.1", share.port))
+        with reader, reader.makefile("rwb", buffering=0) as asked:
+            asked.write(f"GET /a HTTP/1.1\r\nAuthorization: Bearer {share.token}\r\n\r\n".encode())
+            assert asked.readline() == b"HTTP/1.1 100 Continue\r\n"
+            sought.is_found.set()
+            answer = asked.read()
+    assert b"HTTP/1.1 200 OK" in answer and answer.endswith(b"\r\n\r\nabc")

@@ -16,12 +16,17 @@ EDGES: dict[str, tuple[str, ...]] = {
     "fabric": ("qwen_deploy/remote.py",),
     "paramiko": ("qwen_deploy/remote.py",),
     "ansible_runner": ("qwen_deploy/converge.py",),
-    "pydantic": ("qwen_deploy/config.py", "service/qwen_service"),
-    "yaml": ("qwen_deploy/config.py",),
+    "pydantic": ("qwen_deploy/config.py", "qwen_deploy/reference.py", "service/qwen_service"),
+    "yaml": ("qwen_deploy/config.py", "qwen_deploy/reference.py"),
     "typer": ("qwen_deploy/cli",),
     "rich": ("qwen_deploy/cli",),
     "click": (),  # typer has its own copy, whose exceptions are others
-    "httpx": ("qwen_deploy/chat",),
+    "httpx": ("qwen_deploy/chat", "qwen_deploy/sources/wire.py"),
+    "httpx2": ("qwen_deploy/sources/huggingface.py",),
+    "huggingface_hub": ("qwen_deploy/sources/huggingface.py",),
+    "modelscope_hub": ("qwen_deploy/sources/modelscope.py",),
+    "requests": ("qwen_deploy/sources/modelscope.py",),
+    "zstandard": ("qwen_deploy/archive",),
     "prompt_toolkit": ("qwen_deploy/chat",),
     "uv": ("qwen_deploy/bundle.py",),
     "torch": ("service/qwen_service/engines",),
@@ -34,20 +39,26 @@ EDGES: dict[str, tuple[str, ...]] = {
 LAYERS = (
     {"__main__"},
     {"cli"},
-    {"rollout", "removal"},
-    {"steps"},
-    {"prospect", "weights", "probes", "converge"},
-    {"plan"},
+    {"rollout", "removal", "packing"},
+    {"steps", "fleet", "pin"},
+    {"supply", "holdings"},
+    {"prospect", "weights", "probes", "converge", "chain"},
+    {"plan", "agent"},
     {"preflight", "remote"},
-    {"facts", "share", "chat", "openssh"},
-    {"release", "commands", "folder", "keys", "parallel", "agent"},
-    {"config"},
-    {"bundle", "manifest", "inventory", "hashes", "safetensors", "host_side", "tunnel"},
+    {"facts", "share", "sources", "chat", "openssh", "airgap"},
+    {"release", "commands", "archive", "keys", "parallel", "reference"},
+    {"folder"},
+    {"sums", "netproxy"},
+    {"config", "checkpoint", "content"},
+    {"bundle", "manifest", "inventory", "hashes", "safetensors", "host_side", "tunnel", "loopback"},
     {"errors"},
     {"events"},
     {"__init__"},
 )
-SLOW_TO_IMPORT = ("fabric", "paramiko", "pydantic", "yaml", "ansible_runner", "httpx", "rich")
+SLOW_TO_IMPORT = (
+    *("fabric", "paramiko", "pydantic", "yaml", "ansible_runner", "httpx", "rich"),
+    *("requests", "huggingface_hub", "modelscope", "modelscope_hub"),
+)
 MOST_LINES = 400
 
 

@@ -1,25 +1,56 @@
 from __future__ import annotations
 
-import hashlib
+import json
+import random
 from pathlib import Path
+from typing import Any
 
 import pytest
+from qwen_weights import pieces
 from qwen_weights.__main__ import main
-from qwen_weights.manifest import Artifact, Manifest
+from qwen_weights.inspection import problems
+from qwen_weights.manifest import parse
 
-CONTENTS = {"a.txt": b"a", "b.txt": b"b" * 3_000_000, "sub/c.txt": b""}
+from tests.unit.weights.holdings import manifest_of, record, sha256
+
+LARGE = random.Random(1).randbytes(3_000_500)
+CONTENTS = {"a.txt": b"a", "b.txt": LARGE, "sub/c.txt": b""}
+MANIFEST = manifest_of(CONTENTS, revision="a" * 40)
+LONG_AGO = "2026-01-01T00:00:00Z"
 
 
 @pytest.fixture
 def directory(tmp_path: Path) -> Path:
-    artifacts = []
     for path, content in CONTENTS.items():
         (tmp_path / path).parent.mkdir(exist_ok=True)
         (tmp_path / path).write_bytes(content)
-        artifacts.append(Artifact(path, len(content), hashlib.sha256(content).hexdigest()))
-    manifest = Manifest("Qwen/Tiny", "a" * 40, tuple(artifacts))
-    (tmp_path / "manifest.json").write_text(manifest.to_json(verified_at="2026-01-01T00:00:00Z"))
+    document = json.loads(MANIFEST.to_json()) | {"verified_at": LONG_AGO, "proof": "hub"}
+    (tmp_path / "manifest.json").write_text(json.dumps(document))
     return tmp_path
+
+
+@pytest.fixture
+def in_pieces(directory: Path) -> Path:
+    record(directory, CONTENTS)
+    return directory
+
+
+def damage(path: Path, *places: int) -> None:
+    content = bytearray(path.read_bytes())
+    for place in places:
+        content[place] ^= 1
+    path.write_bytes(content)
+
+
+def verified_at(directory: Path) -> str | None:
+    return parse((directory / "manifest.json").read_text()).verified_at
+
+
+def verdict(directory: Path, capsys: pytest.CaptureFixture[str], *more: str) -> dict[str, Any]:
+    status = main(["verify", str(directory), "--json", *more])
+    answer: dict[str, Any] = json.loads(capsys.readouterr().out)
+    assert (status == 0) == answer["ok"]
+    return answer
 
 
 def test_a_sound_folder_is_proven(directory: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -30,30 +61,97 @@ def test_a_sound_folder_is_proven(directory: Path, capsys: pytest.CaptureFixture
 
 
 def test_everything_wrong_is_named(directory: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    wrong = b"b" * 2_999_999 + b"x"
-    (directory / "b.txt").write_bytes(wrong)
+    damage(directory / "b.txt", 7)
+    wrong = (directory / "b.txt").read_bytes()
     (directory / "a.txt").unlink()
     (directory / "sub/c.txt").unlink()
     (directory / "sub/c.txt").symlink_to("/dev/null")
     (directory / "sub/d.txt").write_text("more")
     assert main(["verify", str(directory)]) == 13
     shown = capsys.readouterr()
-    expected = hashlib.sha256(CONTENTS["b.txt"]).hexdigest()
     assert shown.out.splitlines() == [
-        "a.txt: is missing",
-        f"b.txt: expected sha256 {expected}, got {hashlib.sha256(wrong).hexdigest()}",
+        "a.txt: is missing; bytes 0-0",
+        f"b.txt: expected sha256 {sha256(LARGE)}, got {sha256(wrong)}; bytes 0-3000499",
         "sub/c.txt: is not a regular file",
         "sub/d.txt: is not in the manifest",
     ]
-    assert shown.err == f"error: {directory}: 4 of its files are not as proven\n"
+    assert f"error: {directory}: 4 of its files are not as proven: a.txt" in shown.err
+
+
+def test_the_verdict_for_programs(directory: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert verdict(directory, capsys) == {
+        "directory": str(directory),
+        "model": "Qwen/Tiny",
+        "revision": "a" * 40,
+        "ok": True,
+        "bytes": 3_000_501,
+        "problems": [],
+    }
+
+
+@pytest.mark.parametrize("jobs", ["1", "3"])
+def test_bad_ranges_are_named_where_pieces_are_recorded(
+    in_pieces: Path, capsys: pytest.CaptureFixture[str], jobs: str
+) -> None:
+    damage(in_pieces / "b.txt", 0, 5_000, 6_999, 3_000_400)
+    [problem] = verdict(in_pieces, capsys, "--jobs", jobs)["problems"]
+    assert problem == {
+        "path": "b.txt",
+        "what": "has other bytes than were proven",
+        "ranges": [[0, 1000], [5000, 7000], [3_000_000, 3_000_500]],
+    }
+
+
+def test_a_file_cut_short_is_bad_from_there_on(
+    in_pieces: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (in_pieces / "b.txt").write_bytes(LARGE[:2_999_100])
+    [problem] = verdict(in_pieces, capsys)["problems"]
+    assert problem["what"] == "expected 3000500 bytes, got 2999100"
+    assert problem["ranges"] == [[2_999_000, 3_000_500]]
+
+
+def test_a_record_of_pieces_that_lies_does_not_condemn_a_file(
+    in_pieces: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = json.loads((in_pieces / pieces.NAME).read_text())
+    rows["pieces"][sha256(LARGE)][3] = "0" * 64
+    (in_pieces / pieces.NAME).write_text(json.dumps(rows))
+    [problem] = verdict(in_pieces, capsys)["problems"]
+    assert problem["path"] == pieces.NAME
+    assert problem["what"] == "is wrong about b.txt, whose SHA-256 is right"
+
+
+def test_a_record_of_pieces_of_something_else_is_not_used(
+    in_pieces: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (in_pieces / pieces.NAME).write_text("{")
+    assert verdict(in_pieces, capsys)["ok"]
+
+
+def test_only_a_full_proof_renews_its_time(directory: Path) -> None:
+    assert main(["verify", "--quick", str(directory)]) == 0
+    assert verified_at(directory) == LONG_AGO
+    damage(directory / "b.txt", 7)
+    assert main(["verify", str(directory)]) == 13
+    assert verified_at(directory) == LONG_AGO
+    damage(directory / "b.txt", 7)
+    assert main(["verify", str(directory)]) == 0
+    assert (verified_at(directory) or "") > LONG_AGO
+    assert parse((directory / "manifest.json").read_text()).proof == "hub"
+
+
+def test_what_a_kill_left_of_renewing_is_no_stranger(directory: Path) -> None:
+    (directory / ".manifest.json.new").write_text("{")
+    assert main(["verify", str(directory)]) == 0
 
 
 def test_a_quick_look_sees_sizes_only(directory: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (directory / "b.txt").write_bytes(b"x" * 3_000_000)
+    (directory / "b.txt").write_bytes(bytes(len(LARGE)))
     assert main(["verify", "--quick", str(directory)]) == 0
     (directory / "b.txt").write_bytes(b"x")
     assert main(["verify", "--quick", str(directory)]) == 13
-    assert "b.txt: expected 3000000 bytes, got 1" in capsys.readouterr().out
+    assert "b.txt: expected 3000500 bytes, got 1" in capsys.readouterr().out
 
 
 def test_a_folder_without_manifest_is_not_proven(
@@ -63,3 +161,21 @@ def test_a_folder_without_manifest_is_not_proven(
     assert f"{tmp_path}/manifest.json is missing" in capsys.readouterr().err
     (tmp_path / "manifest.json").write_text("{")
     assert main(["verify", str(tmp_path)]) == 2
+
+
+def test_a_folder_without_manifest_has_a_verdict_too(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "Qwen--Tiny" / ("a" * 40)
+    folder.mkdir(parents=True)
+    told = verdict(folder, capsys)
+    assert (told["model"], told["revision"], told["ok"]) == ("Qwen/Tiny", "a" * 40, False)
+    assert "is missing" in told["problems"][0]["what"]
+
+
+def test_who_is_told_to_stop_stops_reading(in_pieces: Path) -> None:
+    def stop() -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        problems(in_pieces, MANIFEST, quick=False, jobs=2, keep_going=stop)

@@ -1,0 +1,199 @@
+"""`weights pull`: brings weights to hosts, without any release. Knows no SSH."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from qwen_deploy.cli.interrupt import interruptible
+from qwen_deploy.cli.options import (
+    Common,
+    FanOutOpt,
+    LimitRateOpt,
+    ModelOpt,
+    RefreshOpt,
+    RevisionOpt,
+    WeightsOpt,
+    all_or_error,
+    open_sessions,
+    weights_overrides,
+)
+from qwen_deploy.errors import Interrupted, QwenDeployError, Refused, Unreachable, gravest
+
+if TYPE_CHECKING:
+    from qwen_deploy.cli.output import Output
+    from qwen_deploy.config import Deployment
+    from qwen_deploy.holdings import Holding
+    from qwen_deploy.manifest import Manifest
+    from qwen_deploy.supply import Route
+    from qwen_deploy.weights import Transfer
+
+HEADER = ("HOST", "OUTCOME", "MODEL", "REVISION", "SIZE", "SECONDS")
+# A host may come back from a reboot, a network from a repair.
+PATIENCE_SECONDS = 600.0
+RETRY_SECONDS = 3.0
+
+
+def pull(
+    common: Common,
+    weights: WeightsOpt = None,
+    model: ModelOpt = None,
+    revision: RevisionOpt = None,
+    refresh: RefreshOpt = False,
+    limit_rate: LimitRateOpt = None,
+    fan_out: FanOutOpt = None,
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Prove what is there and fetch only what is damaged.")
+    ] = False,
+    detach: Annotated[
+        bool, typer.Option("--detach", help="Start it and leave; it goes on on the hosts.")
+    ] = False,
+) -> int:
+    """Bring weights to hosts, or go on where an earlier transfer ended. Changes no release.
+
+    qwen-deploy weights pull --host root@192.168.110.131 --model Qwen/Qwen2.5-7B-Instruct
+
+    qwen-deploy weights pull --weights modelscope --limit-rate 20M --detach
+    """
+    from qwen_deploy import config
+
+    own = weights_overrides(weights, model, revision, limit_rate, fan_out)
+    deployment = config.override(common.deployment(), own)
+    wish = Wish(deployment, refresh=refresh, repair=repair, detach=detach)
+    with interruptible(common.out) as is_interrupted:
+        return patiently(lambda: _pull(common, wish, is_interrupted), common.out, is_interrupted)
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    deployment: Deployment
+    refresh: bool
+    repair: bool
+    detach: bool
+
+
+class Lost(Unreachable):
+    """The connection to a host on which a transfer goes on."""
+
+
+def patiently(pull: Callable[[], int], out: Output, is_interrupted: Callable[[], bool]) -> int:
+    """Comes back to transfers whose hosts could not be reached for a while."""
+    is_lost_since: float | None = None
+    while True:
+        try:
+            return pull()
+        except Unreachable as error:
+            now = time.monotonic()
+            is_lost_since = now if isinstance(error, Lost) else is_lost_since
+            if is_lost_since is None or now - is_lost_since > PATIENCE_SECONDS or is_interrupted():
+                raise
+            out.note(f"{error.host}  weights   {error.message}; coming back")
+            time.sleep(RETRY_SECONDS)
+
+
+def _pull(common: Common, wish: Wish, is_interrupted: Callable[[], bool]) -> int:
+    from qwen_deploy import fleet, holdings, pin
+    from qwen_deploy.weights import Order
+
+    out, deployment = common.out, wish.deployment
+    choice = pin.here(deployment, common.out.reading)
+    with open_sessions(common.hosts(deployment), common.ssh(deployment), out) as sessions:
+        choice = choice or pin.choose(sessions, deployment, refresh=wish.refresh)
+        manifest = choice.pinned.manifest
+        found = all_or_error(holdings.survey(sessions, manifest), out)
+        if wish.repair:
+            found = tuple(replace(one, holds=False) for one in found)
+        needy = [one.session for one in found if not one.holds]
+        supply = pin.supply(needy, deployment, choice, is_held=len(needy) < len(found))
+        members = [
+            supply.member(one.session, one.facts, (manifest,), holds=one.holds) for one in found
+        ]
+        _tell_routes(out, found, supply.routes(members, deployment.weights.fan_out))
+        order = Order((manifest,), deployment.weights, repair=wish.repair)
+        if wish.detach and supply.pinned.share is not None and needy:
+            raise Refused(
+                "nothing was started: this machine itself serves these weights, so it has to stay",
+                hint="without --detach",
+            )
+        started = time.monotonic()
+        with fleet.bring(members, supply, order, out.event, keeps=True) as transfers:
+            if not wish.detach:
+                for transfer in transfers.values():
+                    transfer.wait(is_interrupted)
+                _raise_lost(transfers.values(), is_interrupted())
+        return _tell_pulled(out, found, transfers, manifest, time.monotonic() - started, wish)
+
+
+def _raise_lost(transfers: Iterable[Transfer], is_interrupted: bool) -> None:
+    for one in transfers:
+        if (one.has_vanished or not one.has_ended) and not is_interrupted:
+            message = one.error or f"lost the connection to `{one.session.host}`"
+            state = f"what was received stays on {one.host}, and the transfer goes on there"
+            raise Lost(message, host=one.host, state=state, hint="qwen-deploy weights status")
+
+
+def _tell_routes(out: Output, found: Sequence[Holding], routes: Mapping[str, Route]) -> None:
+    from qwen_deploy.cli import render
+
+    for one in found:
+        route = routes.get(one.host)
+        if route is not None:
+            size, way = render.megabytes(one.missing_bytes), render.way(one.missing_bytes, route)
+            out.note(f"{one.host}  plan      weights: bring {size} {way}")
+            eta = route.eta_seconds(one.missing_bytes)
+            fields = {"bytes": one.missing_bytes, "from": route.text, "eta_seconds": eta}
+            out.value({"event": "weights_plan", "host": one.host, **fields})
+
+
+def _tell_pulled(
+    out: Output,
+    found: Sequence[Holding],
+    transfers: Mapping[str, Transfer],
+    manifest: Manifest,
+    seconds: float,
+    wish: Wish,
+) -> int:
+    from qwen_deploy.cli import render
+
+    rows, codes = [], []
+    for one in found:
+        transfer = transfers.get(one.host)
+        outcome, code = _outcome(transfer)
+        codes.append(code)
+        if transfer is not None and transfer.error:
+            out.error(_failure(transfer))
+        size = render.megabytes(manifest.total_bytes)
+        rows.append((one.host, outcome, manifest.model, manifest.revision, size, f"{seconds:.1f}"))
+        fields = {"model": manifest.model, "revision": manifest.revision, "outcome": outcome}
+        out.value({"event": "weights", "host": one.host, **fields})
+    out.table(HEADER, rows)
+    running = [row[0] for row in rows if row[1] == "running"]
+    if running:
+        out.note(f"it goes on on {', '.join(running)}: qwen-deploy weights status")
+    return 0 if wish.detach and set(codes) <= {0, 130} else gravest(tuple(codes))
+
+
+def _outcome(transfer: Transfer | None) -> tuple[str, int]:
+    if transfer is None:
+        return "unchanged", 0
+    if transfer.error:
+        return "failed", NeedsTransfer.exit_code
+    return ("changed", 0) if transfer.phase == "done" else ("running", Interrupted.exit_code)
+
+
+class NeedsTransfer(QwenDeployError):
+    """A transfer ended without the weights; what the host serves is as before."""
+
+
+def _failure(transfer: Transfer) -> NeedsTransfer:
+    host = transfer.session.host
+    return NeedsTransfer(
+        f"`{host}`: {transfer.error}",
+        host=host.name,
+        state=f"{host} serves what it served before; what was received stays and is continued",
+        hint=transfer.hint or f"qwen-deploy weights pull --host {host.text}",
+    )

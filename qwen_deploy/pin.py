@@ -1,0 +1,209 @@
+"""Which revision the hosts are to hold, and from where: what they hold already, else what its
+source says now. Starts no transfer.
+
+The hosts are the record of what was chosen: `up` again asks no hub, and a new host gets what the
+others have.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from qwen_deploy import agent, netproxy, parallel, sources
+from qwen_deploy import facts as host_facts
+from qwen_deploy import supply as supplies
+from qwen_deploy.airgap import Bundle
+from qwen_deploy.config import Deployment
+from qwen_deploy.errors import QwenDeployError, UsageError
+from qwen_deploy.hashes import Progress
+from qwen_deploy.manifest import Manifest
+from qwen_deploy.prospect import ask
+from qwen_deploy.remote import Session
+from qwen_deploy.sources import HubUnreachable, Pinned
+from qwen_deploy.supply import Supply
+
+# Where there is no network, nobody shall wait for one.
+IMPATIENT = sources.Patience(tries=1, connect_seconds=3.0)
+MOST_NAMED = 3
+Entries = tuple[Mapping[str, Any], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """`local` are sources that only one host has, by host; `is_held`: the hosts themselves said
+    what it is, so that no source was asked yet; `is_reached`: this machine reaches the source;
+    `asks_hub`: what came without checksums may be compared with one."""
+
+    pinned: Pinned
+    local: Mapping[str, Entries] = field(default_factory=dict)
+    is_held: bool = False
+    is_reached: bool = False
+    asks_hub: bool = True
+
+
+def here(deployment: Deployment, progress: Progress | None = None) -> Choice | None:
+    """What lies on this machine can be told before any host is asked; None for the rest."""
+    is_here = sources.parse(deployment.model.source).kind == "path"
+    return Choice(_ask(deployment, None, progress=progress)) if is_here else None
+
+
+def of_bundle(bundle: Bundle) -> Choice:
+    return Choice(Pinned(bundle.model, (), bundle), asks_hub=False)
+
+
+def choose(sessions: Sequence[Session], deployment: Deployment, *, refresh: bool) -> Choice:
+    """Of a model that does not lie on this machine."""
+    source = sources.parse(deployment.model.source)
+    if source.kind == "host":
+        return _on_hosts(sessions, deployment, source.place)
+    held = None if refresh else _held(sessions, deployment)
+    if held is not None:
+        return Choice(Pinned(held, (), None), is_held=True)
+    return _listed(sessions, deployment, None)
+
+
+def supply(
+    needy: Sequence[Session], deployment: Deployment, choice: Choice, *, is_held: bool
+) -> Supply:
+    """How the hosts that need bytes get them; `is_held` says that some host has all of them.
+
+    Raises Refused where they can come from nowhere."""
+    if needy and choice.is_held:
+        choice = _with_upstreams(needy, deployment, choice, is_held=is_held)
+    if needy and choice.asks_hub and choice.pinned.manifest.proof == "none":
+        choice = replace(choice, pinned=_against_hub(choice.pinned, deployment))
+    found = supplies.look(needy, deployment, choice.pinned, choice.local)
+    if needy and not is_held and not found.is_reached:
+        if not choice.is_reached:
+            raise supplies.refusal(needy[0], found)
+        return replace(found, lends_network=True)
+    return found
+
+
+def _with_upstreams(
+    sessions: Sequence[Session], deployment: Deployment, choice: Choice, *, is_held: bool
+) -> Choice:
+    """The sources of a revision that some host knew; they may no longer have it."""
+    held = choice.pinned.manifest
+    try:
+        found = _listed(sessions, deployment, held.origin.commit if held.origin else None)
+    except QwenDeployError:
+        if is_held:
+            return choice
+        raise
+    if found.pinned.manifest.artifacts == held.artifacts:
+        return replace(found, pinned=replace(found.pinned, manifest=held))
+    if is_held:
+        return choice
+    raise UsageError(
+        f"{held.model}: the hub no longer has the revision that the hosts hold in part "
+        f"({held.revision}; now {found.pinned.manifest.revision})",
+        hint="take the new one: the same command with --refresh",
+    )
+
+
+def _against_hub(pinned: Pinned, deployment: Deployment) -> Pinned:
+    """What was carried by hand, compared with what a hub says of the same name, if one answers."""
+    asked = deployment.model.model_copy(update={"source": "auto"})
+    try:
+        found = _ask(deployment.model_copy(update={"model": asked}), None, patience=IMPATIENT)
+    except QwenDeployError as error:
+        return replace(pinned, notes=(*pinned.notes, f"not compared with a hub: {error.message}"))
+    listed = {one.path: one.sha256 for one in found.manifest.artifacts}
+    own = pinned.manifest.artifacts
+    other = [one.path for one in own if listed.get(one.path) != one.sha256]
+    if not other:
+        return replace(pinned, manifest=replace(pinned.manifest, proof="hub"), notes=())
+    named = ", ".join(other[:MOST_NAMED]) + (" and more" if len(other) > MOST_NAMED else "")
+    note = f"unverified: differs from {found.manifest.model} of the hub in {named}"
+    return replace(pinned, notes=(note,))
+
+
+def _held(sessions: Sequence[Session], deployment: Deployment) -> Manifest | None:
+    """What the first host that serves this model has, as it was asked for then."""
+    model = deployment.model
+    question = host_facts.question((), service=None, probe="none", model=model.name)
+    for facts in parallel.each(sessions, lambda session: ask(session, question)):
+        if isinstance(facts, QwenDeployError):
+            raise facts
+        current = facts.current_release or {}
+        for manifest in facts.models:
+            if manifest.revision == current.get("revision") and _is_asked(manifest, deployment):
+                return manifest
+    return None
+
+
+def _is_asked(manifest: Manifest, deployment: Deployment) -> bool:
+    model, origin = deployment.model, manifest.origin
+    if origin is None or manifest.model != model.name:
+        return False
+    is_same = model.revision in (origin.requested, origin.commit)
+    wanted = model.source.partition("+")[0]
+    return is_same and (wanted in ("auto", origin.source) or "://" in wanted)
+
+
+def _listed(sessions: Sequence[Session], deployment: Deployment, revision: str | None) -> Choice:
+    """Asked from here; where that is impossible, from here through the first host."""
+    try:
+        return Choice(_ask(deployment, revision), is_reached=True)
+    except HubUnreachable as error:
+        if not sessions:
+            raise
+        unreachable = error
+    try:
+        with netproxy.serve(sessions[0].dial) as proxy:
+            return Choice(_ask(deployment, revision, sources.through(proxy)))
+    except HubUnreachable as error:
+        raise HubUnreachable(
+            f"{unreachable.message}; nor through `{sessions[0].host}`: {error.message}",
+            hint=unreachable.hint,
+        ) from error
+
+
+def _ask(
+    deployment: Deployment,
+    revision: str | None,
+    network: sources.Network = sources.direct,
+    patience: sources.Patience | None = None,
+    progress: Progress | None = None,
+) -> Pinned:
+    model, weights = deployment.model, deployment.weights
+    settings = sources.Settings(
+        source=model.source,
+        name=model.name,
+        revision=revision or model.revision,
+        huggingface_endpoint=weights.huggingface_endpoint,
+        modelscope_endpoint=weights.modelscope_endpoint,
+        huggingface_token_file=weights.huggingface_token_file,
+        modelscope_token_file=weights.modelscope_token_file,
+        proxy=weights.proxy,
+        ca_file=weights.ca_file,
+    )
+    return sources.pin(settings, network=network, patience=patience, progress=progress)
+
+
+def _on_hosts(sessions: Sequence[Session], deployment: Deployment, path: str) -> Choice:
+    """A folder or an archive on hosts: those that lack it read from those that have it."""
+    asked = parallel.each(sessions, lambda session: _index(session, path, deployment.model.name))
+    found = {
+        session.host.name: one
+        for session, one in zip(sessions, asked, strict=True)
+        if not isinstance(one, QwenDeployError)
+    }
+    if not found:
+        raise next(one for one in asked if isinstance(one, QwenDeployError))
+    chosen = next(iter(found.values()))
+    same = {
+        name: tuple(upstream.entry for upstream in one.upstreams)
+        for name, one in found.items()
+        if one.manifest.artifacts == chosen.manifest.artifacts
+    }
+    others = ", ".join(sorted(found.keys() - same.keys()))
+    notes = (f"{path} differs between {next(iter(same))} and {others}",) if others else ()
+    return Choice(replace(chosen, upstreams=(), notes=(*chosen.notes, *notes)), same)
+
+
+def _index(session: Session, path: str, model: str) -> Pinned:
+    return sources.from_index(path, agent.index(session, path, model))
