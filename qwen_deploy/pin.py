@@ -58,10 +58,17 @@ def choose(sessions: Sequence[Session], deployment: Deployment, *, refresh: bool
     source = sources.parse(deployment.model.source)
     if source.kind == "host":
         return _on_hosts(sessions, deployment, source.place)
-    held = None if refresh else _held(sessions, deployment)
-    if held is not None:
-        return Choice(Pinned(held, (), None), is_held=True)
-    return _listed(sessions, deployment, None)
+    held = () if refresh else _held(sessions, deployment)
+    serving = [one.manifest for one in held if one.is_served]
+    if serving:
+        return Choice(Pinned(serving[0], (), None), is_held=True)
+    try:
+        return _listed(sessions, deployment, None)
+    except HubUnreachable:
+        # Without a hub, what lies there is all there is, if it is beyond doubt.
+        if len({one.manifest.revision for one in held}) != 1:
+            raise
+        return Choice(Pinned(held[0].manifest, (), None), is_held=True)
 
 
 def supply(
@@ -121,18 +128,27 @@ def _against_hub(pinned: Pinned, deployment: Deployment) -> Pinned:
     return replace(pinned, notes=(note,))
 
 
-def _held(sessions: Sequence[Session], deployment: Deployment) -> Manifest | None:
-    """What the first host that serves this model has, as it was asked for then."""
+@dataclass(frozen=True, slots=True)
+class _Held:
+    manifest: Manifest
+    is_served: bool
+
+
+def _held(sessions: Sequence[Session], deployment: Deployment) -> tuple[_Held, ...]:
+    """What lies on the hosts and is what the deployment asks for, in the order of the hosts."""
     model = deployment.model
     question = host_facts.question((), service=None, probe="none", model=model.name)
+    found = []
     for facts in parallel.each(sessions, lambda session: ask(session, question)):
         if isinstance(facts, QwenDeployError):
             raise facts
         current = facts.current_release or {}
-        for manifest in facts.models:
-            if manifest.revision == current.get("revision") and _is_asked(manifest, deployment):
-                return manifest
-    return None
+        found += [
+            _Held(manifest, manifest.revision == current.get("revision"))
+            for manifest in facts.models
+            if _is_asked(manifest, deployment)
+        ]
+    return tuple(found)
 
 
 def _is_asked(manifest: Manifest, deployment: Deployment) -> bool:

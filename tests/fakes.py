@@ -169,6 +169,7 @@ class FakeHost:
     transfer: dict[str, Any] | None = None
     order: dict[str, Any] = field(default_factory=dict)
     sources: list[dict[str, Any]] = field(default_factory=list)
+    probed: list[dict[str, Any]] = field(default_factory=list)
     reaches_peers: bool = True
     is_receiving: bool = False
     is_busy: bool = False
@@ -263,6 +264,8 @@ class FakeSession(Session):
             self.fake.note("stop weights")
         elif commands.TRANSFER_UNIT in argv:
             return self._start_transfer(stdin)
+        elif argv[:4] == commands.agent(["probe"])[:4]:
+            return Completed(0, json.dumps({"sources": self.fake.probed}), "")
         elif argv[:4] == commands.reach([]):
             told = "yes" if self.fake.reaches_peers else "no"
             return Completed(0, f"{told}\n" * ((len(argv) - 4) // 2), "")
