@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from qwen_deploy import bundle, commands
-from qwen_deploy.errors import NeedsAttention, QwenDeployError
+from qwen_deploy.errors import NeedsAttention, QwenDeployError, UsageError
 from qwen_deploy.release import ROOT, STATE
 from qwen_deploy.remote import Session
 
@@ -26,6 +26,8 @@ sys.exit(main())
 _EPOCH = (1980, 1, 1, 0, 0, 0)  # the oldest that zip knows: the same sources give the same bytes
 # Terabytes may have to be read, and nothing is printed meanwhile.
 _LONGEST_SECONDS = 6 * 3600.0
+# Exit codes that speak of what was to be read (qwen_weights.errors): manifest, missing, model.
+_OF_INPUT = (2, 11, 19)
 _RELEASES = f"{ROOT}/releases"
 
 
@@ -47,7 +49,7 @@ def pack_agent(package_dir: Path) -> bytes:
 
 def archive(files: Mapping[str, bytes]) -> bytes:
     """The program, with the files it is to find beside it, as tar."""
-    program = {"agent.pyz": pack_agent(bundle.service_dir() / "qwen_weights")}
+    program = {"agent.pyz": pack_agent(bundle.weights_dir())}
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as packed:
         for name, content in {**program, **files}.items():
@@ -77,7 +79,8 @@ def listing(session: Session) -> Mapping[str, Any]:
 
 
 def prune(session: Session, *, dry_run: bool) -> Mapping[str, Any]:
-    options = ["--dry-run"] if dry_run else []
+    # Wheels of a bundle too: the environments that were made of them need them no more.
+    options = ["--wheels", *(["--dry-run"] if dry_run else [])]
     return _json(session, ["prune", "--root", STATE, "--releases", _RELEASES, *options])
 
 
@@ -91,7 +94,20 @@ def _json(
         # Lines of progress may come before the answer.
         answer: Mapping[str, Any] = json.loads(done.stdout.splitlines()[-1])
         return answer
+    if done.exit_status in _OF_INPUT:
+        raise _refused(session, done.stderr)
     raise failed(session, done.stderr, f"weights {arguments[0]}")
+
+
+def _refused(session: Session, stderr: str) -> UsageError:
+    """In the program's own words: what it was asked to read is not what it should be."""
+    said = dict(line.split(": ", 1) for line in stderr.splitlines() if ": " in line)
+    return UsageError(
+        f"`{session.host}`: {said.get('error', stderr.strip())}",
+        host=session.host.name,
+        state=f"{session.host} was not changed",
+        hint=said.get("hint"),
+    )
 
 
 def failed(session: Session, stderr: str, what: str) -> QwenDeployError:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import qwen_weights
+
 _PACKAGE = Path(__file__).resolve().parent
 
 
@@ -21,20 +23,23 @@ def systemd_dir() -> Path:
 
 
 def service_dir() -> Path:
-    """Holds the packages qwen_service and qwen_weights, and the lock files."""
+    """Holds the package qwen_service, and the lock files."""
     return _root() / "service"
 
 
+def weights_dir() -> Path:
+    """The package qwen_weights: the one that this program imports too."""
+    return Path(qwen_weights.__file__).resolve().parent
+
+
 def service_files() -> dict[str, bytes]:
-    """The program that runs on hosts, as `service/...`."""
-    root = service_dir()
-    paths = [
-        path
-        for package in ("qwen_service", "qwen_weights")
-        for path in sorted((root / package).rglob("*"))
+    """The programs that run on hosts, as `service/...`."""
+    return {
+        f"service/{path.relative_to(package.parent).as_posix()}": path.read_bytes()
+        for package in (service_dir() / "qwen_service", weights_dir())
+        for path in sorted(package.rglob("*"))
         if path.is_file() and _is_shipped(path)
-    ]
-    return {f"service/{path.relative_to(root).as_posix()}": path.read_bytes() for path in paths}
+    }
 
 
 def shipped_files() -> dict[str, bytes]:

@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from qwen_deploy.manifest import Manifest
+from qwen_weights.manifest import Manifest
+
 from qwen_deploy.remote import Session
 
 FanOut = Literal["auto", "tree", "none"]

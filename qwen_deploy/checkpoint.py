@@ -1,137 +1,23 @@
-"""What makes files a model that the service can load: their names and a few small ones. Does not
-know whether they lie in a folder, in an archive or at a hub.
-
-The agent's index of a host's folder selects by the same rule, so that the same bytes have the same
-revision wherever they come from.
-"""
+"""What the shared reading of models refuses, as an error that an operator meets. Does not know what
+makes files a model: that is qwen_weights."""
 
 from __future__ import annotations
 
-import json
-import re
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
 
-from qwen_deploy import manifest as manifests
-from qwen_deploy import safetensors
+from qwen_weights.errors import BadManifest, HostRefused, NotAModel
+
 from qwen_deploy.errors import UsageError
-
-SUMS_NAME = "SHA256SUMS"
-CONFIG = "config.json"
-TOKENIZER_CONFIG = "tokenizer_config.json"
-# What is read of a model to judge it.
-READ = (CONFIG, safetensors.INDEX, TOKENIZER_CONFIG)
-_MOST_NAMED = 5
-_WEIGHTS = ".safetensors"
-_PICKLES = (".bin", ".pt", ".pth", ".ckpt")
-_OTHER_WEIGHTS = (*_PICKLES, ".gguf", ".onnx", ".onnx_data", ".h5", ".msgpack")
-# `configuration.json` is ModelScope's own; documents differ between hubs of the same weights.
-_NOT_ARTIFACTS = (*manifests.OWN_NAMES, SUMS_NAME, "configuration.json")
-_DOCUMENTS = (
-    *(".md", ".pdf", ".png", ".jpg", ".jpeg", ".gif", ".webp", ".svg", ".bmp"),
-    *(".mp3", ".mp4", ".wav"),
-)
-_PUBLISHERS_FORMAT = "original"
-_TOKENIZERS = (("tokenizer.json",), ("qwen.tiktoken",), ("vocab.json", "merges.txt"))
-_SHARD = re.compile(r"-\d{5}-of-\d{5}\.safetensors$")
 
 
 class CheckpointRefused(UsageError):
     """The files are no model that could be deployed; nothing was sent anywhere."""
 
 
-def is_wanted(path: str) -> bool:
-    parts = path.split("/")
-    if path in _NOT_ARTIFACTS or parts[0] == _PUBLISHERS_FORMAT:
-        return False
-    return not any(part.startswith(".") for part in parts) and not path.lower().endswith(_DOCUMENTS)
-
-
-def select(paths: Iterable[str]) -> tuple[str, ...]:
-    """The model's artifacts, sorted."""
-    wanted = [path for path in paths if is_wanted(path)]
-    if any(path.endswith(_WEIGHTS) for path in wanted):
-        wanted = [path for path in wanted if not path.endswith(_OTHER_WEIGHTS)]
-    return tuple(sorted(wanted))
-
-
-def is_weights(path: str) -> bool:
-    return path.endswith(_WEIGHTS)
-
-
-@dataclass(frozen=True, slots=True)
-class Checkpoint:
-    """`place` begins every message; `read` gives a whole file of those in READ."""
-
-    place: str
-    files: Sequence[str]
-    read: Callable[[str], bytes]
-
-    def check(self) -> None:
-        """Raises CheckpointRefused at the first thing wrong."""
-        self._check_config()
-        self._check_weights()
-        if not any(set(names) <= set(self.files) for names in _TOKENIZERS):
-            raise CheckpointRefused(
-                f"{self.place} has no tokenizer",
-                hint="It needs tokenizer.json, or vocab.json and merges.txt, or qwen.tiktoken",
-            )
-        if not self._has_chat_template():
-            raise CheckpointRefused(
-                f"{self.place} has no chat template: it is no chat model",
-                hint="Use the -Instruct or -Chat model of the family",
-            )
-
-    def _has_chat_template(self) -> bool:
-        # The first generation has its template in no file; the service knows it.
-        if {"chat_template.jinja", "chat_template.json", "qwen.tiktoken"} & set(self.files):
-            return True
-        return TOKENIZER_CONFIG in self.files and b'"chat_template"' in self.read(TOKENIZER_CONFIG)
-
-    def _check_config(self) -> None:
-        if CONFIG not in self.files:
-            raise CheckpointRefused(f"{self.place} has no {CONFIG}, so it is not a model")
-        config = self._json(CONFIG)
-        if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
-            raise CheckpointRefused(f"{self.place}/{CONFIG} names no model_type")
-
-    def _json(self, path: str) -> object:
-        try:
-            return json.loads(self.read(path))
-        except (ValueError, RecursionError) as error:
-            raise CheckpointRefused(f"{self.place}/{path} is not JSON: {error}") from error
-
-    def _check_weights(self) -> None:
-        shards = [path for path in self.files if path.endswith(_WEIGHTS)]
-        pickles = [path for path in self.files if path.endswith(_PICKLES)]
-        if not shards and pickles:
-            raise CheckpointRefused(
-                f"{self.place} has only {some(pickles)}: only safetensors is loaded, because the "
-                f"other formats can run code",
-                hint="Get the model's safetensors files, or convert it",
-            )
-        if not shards:
-            raise CheckpointRefused(f"{self.place} has no weights: no file ends in {_WEIGHTS}")
-        if safetensors.INDEX not in self.files and any(_SHARD.search(path) for path in shards):
-            raise CheckpointRefused(
-                f"{self.place} lacks {safetensors.INDEX}, without which no shard is found"
-            )
-        missing = sorted(self._shards_of_index() - set(shards))
-        if missing:
-            raise CheckpointRefused(
-                f"{self.place} lacks {some(missing)}, which {safetensors.INDEX} names"
-            )
-
-    def _shards_of_index(self) -> set[str]:
-        if safetensors.INDEX not in self.files:
-            return set()
-        index = self._json(safetensors.INDEX)
-        shards = index.get("weight_map") if isinstance(index, dict) else None
-        if not isinstance(shards, dict) or not all(isinstance(one, str) for one in shards.values()):
-            raise CheckpointRefused(f"{self.place}/{safetensors.INDEX} has no weight_map")
-        return set(shards.values())
-
-
-def some(names: Sequence[str]) -> str:
-    rest = len(names) - _MOST_NAMED
-    return ", ".join(names[:_MOST_NAMED]) + (f" and {rest} more" if rest > 0 else "")
+@contextmanager
+def refusals() -> Iterator[None]:
+    try:
+        yield
+    except (NotAModel, HostRefused, BadManifest) as error:
+        raise CheckpointRefused(str(error), hint=error.hint) from error

@@ -117,13 +117,16 @@ BUSY = 75  # EX_TEMPFAIL of sysexits.h
 FINAL_EXITS = "2 10 11 12 13 14 16 19 20 130"
 
 # Unpacks the archive on standard input into a fresh folder, then runs the rest of its arguments,
-# unless a transfer runs: the same one is joined, another one keeps the host busy.
+# unless a transfer runs: the same one is joined, another one keeps the host busy. One that is done
+# and only gives to others makes room.
 _RECEIVE = """\
 unit=$1 dir=$2 state=$3 id=$4; shift 4
 case $(systemctl show -p ActiveState --value "$unit") in active|activating|reloading)
-  cat >/dev/null
-  [ "$(cat "$dir/id" 2>/dev/null)" = "$id" ] || exit 75
-  echo joined; exit 0
+  if ! grep -q '"phase": "done"' "$dir/status.json" 2>/dev/null; then
+    cat >/dev/null
+    [ "$(cat "$dir/id" 2>/dev/null)" = "$id" ] || exit 75
+    echo joined; exit 0
+  fi
 esac
 systemctl stop "$unit" 2>/dev/null
 rm -rf "$dir" && mkdir -p "$state" && umask 077 && mkdir -p "$dir" && tar -xC "$dir" || exit
@@ -219,12 +222,14 @@ def parse_reach(text: str) -> tuple[bool, ...]:
 
 
 def cancel_transfer() -> list[str]:
-    """Prints what became of it. The status stays, so that it can be looked at."""
+    """Prints what became of it. The status stays, so that it can be looked at; one that is done
+    and only gives to others ends too."""
     stop = (
         'systemctl is-active --quiet "$1" || { echo "nothing to cancel"; exit 0; }; '
-        'systemctl stop "$1" && echo canceled'
+        'grep -q \'"phase": "done"\' "$2" && said="nothing to cancel" || said=canceled; '
+        'systemctl stop "$1" && echo "$said"'
     )
-    return ["sh", "-c", stop, "sh", TRANSFER_UNIT]
+    return ["sh", "-c", stop, "sh", TRANSFER_UNIT, TRANSFER_STATUS]
 
 
 def stop_transfer() -> list[str]:

@@ -23,10 +23,10 @@ from pydantic import (
     ValidationError,
     field_validator,
 )
+from qwen_weights.manifest import MODEL
 
 from qwen_deploy.errors import UsageError
 from qwen_deploy.inventory import parse_host
-from qwen_deploy.manifest import MODEL_PATTERN
 
 DEFAULT_PATH = Path("qwen-deploy.yml")
 
@@ -60,7 +60,7 @@ def _is_address(text: str) -> bool:
 PYTORCH_CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 
 Text = Annotated[str, Field(min_length=1), _checked(str.isprintable, "a text on one line")]
-Name = Annotated[str, _checked(MODEL_PATTERN.fullmatch, "a name like Qwen/Qwen2.5-7B-Instruct")]
+Name = Annotated[str, _checked(MODEL.fullmatch, "a name like Qwen/Qwen2.5-7B-Instruct")]
 Alias = Annotated[str, _checked(re.compile(r"[^\s,]+").fullmatch, "a name without blank or comma")]
 Address = Annotated[str, _checked(_is_address, "an IPv4 or IPv6 address")]
 HostText = Annotated[str, _checked(parse_host, "[user@]address[:port]")]

@@ -35,6 +35,15 @@ class Shareable(Protocol):
         ...
 
 
+def check_unchanged(path: Path, stamp: Stamp) -> None:
+    try:
+        is_same = Stamp.of(path.stat()) == stamp
+    except OSError as error:
+        raise ContentChanged("it cannot be read any more") from error
+    if not is_same:
+        raise ContentChanged("it was changed after it was inspected")
+
+
 @dataclass(frozen=True, slots=True)
 class FileContent:
     """A whole file, or a part of one: a member of an archive that is not compressed. `stamp` is

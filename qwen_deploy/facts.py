@@ -11,10 +11,12 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from qwen_weights import manifest as manifests
+from qwen_weights.errors import BadManifest
+from qwen_weights.manifest import Manifest
+
 from qwen_deploy import commands
-from qwen_deploy import manifest as manifests
 from qwen_deploy.config import Service
-from qwen_deploy.manifest import Manifest
 from qwen_deploy.release import ROOT, STATE, Release
 
 Probe = Literal["none", "ready", "completion"]
@@ -166,7 +168,7 @@ def parse(text: str) -> Facts:
 def _models(raw: Sequence[Any]) -> Iterator[Manifest]:
     """What another version wrote, or a person, is none of ours."""
     for document in raw:
-        with suppress(manifests.ManifestError):
+        with suppress(BadManifest):
             yield manifests.parse(json.dumps(document))
 
 

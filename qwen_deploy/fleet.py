@@ -66,15 +66,36 @@ class Group:
         self._has_relays = any(self._ancestors.values())
 
     def start(self, *, keeps: bool) -> Mapping[str, Transfer]:
-        for transfer in self._transfers.values():
-            self._stack.callback(_part, transfer, keeps)
-        _raise_first(parallel.each(self._members, self._start))
-        doors = self._doors() if self._has_relays else {}
-        _raise_first(parallel.each(self._members, lambda one: self._feed(one, doors)))
+        self._stack.callback(self._part, keeps=keeps)
+        try:
+            _raise_first(parallel.each(self._members, self._start))
+            doors = self._doors() if self._has_relays else {}
+            _raise_first(parallel.each(self._members, lambda one: self._feed(one, doors)))
+        except BaseException:
+            for transfer in self._transfers.values():
+                if transfer.is_ours:  # else it waited for a group that never came to be
+                    transfer.end()
+            raise
         needy = {one.name: self._transfers[one.name] for one in self._members if not one.holds}
         for transfer in needy.values():
             transfer.follow()
         return needy
+
+    def _part(self, *, keeps: bool) -> None:
+        """What somebody else started is theirs to end; where everybody has everything, nobody has
+        to give any more."""
+        needy = [self._transfers[one.name] for one in self._members if not one.holds]
+        is_over = all(transfer.phase == "done" for transfer in needy)
+
+        def part(transfer: Transfer) -> None:
+            if not keeps and transfer.is_ours:
+                transfer.end()
+            elif is_over and self._has_relays:
+                transfer.close_door()
+            else:
+                transfer.leave()
+
+        parallel.each(list(self._transfers.values()), part)
 
     def _start(self, member: Member) -> None:
         """With relays, nobody reads anything before it knows all it may read from."""
@@ -137,14 +158,6 @@ class Group:
         url = f"http://127.0.0.1:{port}/{{path}}"
         token = self._share.token
         return [{"kind": "http", "name": OPERATOR, "url": url, "token": token, "wan": True}]
-
-
-def _part(transfer: Transfer, keeps: bool) -> None:
-    """What somebody else started is theirs to end."""
-    if keeps or not transfer.is_ours:
-        transfer.leave()
-    else:
-        transfer.end()
 
 
 def _dial(address: str, port: int) -> socket.socket:

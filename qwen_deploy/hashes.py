@@ -7,21 +7,19 @@ import contextlib
 import hashlib
 import json
 import os
-import threading
 import time
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import astuple, dataclass
 from pathlib import Path
-from typing import TypeVar
+
+from qwen_weights.survey import Tell
+from qwen_weights.survey.hashing import READ_BYTES, Tally, over_all_cores
 
 SCHEMA = 1
-_PIECE_BYTES = 1 << 20
 # A file written within one tick of its file system's clock after it was read looks unread.
 _UNSETTLED_NANOSECONDS = 2_000_000_000
 
-Progress = Callable[[int, int], None]
-_Item = TypeVar("_Item", bound=Hashable)
-_Result = TypeVar("_Result")
+Progress = Tell
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,49 +62,17 @@ def sha256_of_all(
 
 def _read_all(stamps: Mapping[Path, Stamp], progress: Progress) -> dict[Path, str]:
     largest_first = sorted(stamps, key=lambda path: -stamps[path].size)
-    reading = Reading(sum(stamp.size for stamp in stamps.values()), progress)
-    return each(largest_first, lambda path: _sha256_of(path, stamps[path], reading), reading)
+    tally = Tally(sum(stamp.size for stamp in stamps.values()), progress)
+    return over_all_cores(largest_first, lambda path: _sha256_of(path, stamps[path], tally), tally)
 
 
-def each(
-    items: Sequence[_Item], work: Callable[[_Item], _Result], reading: Reading
-) -> dict[_Item, _Result]:
-    """The work's results by item, over all cores."""
-    # Imported here: most runs find everything in the cache.
-    from concurrent.futures import ThreadPoolExecutor
-
-    pool = ThreadPoolExecutor(os.cpu_count())
-    try:
-        return dict(zip(items, pool.map(work, items), strict=True))
-    finally:
-        reading.is_over = True
-        pool.shutdown(cancel_futures=True)
-
-
-class Reading:
-    """What the threads share. Ctrl-C must not wait for the end of a large file."""
-
-    def __init__(self, total: int, progress: Progress) -> None:
-        self._done, self._total = 0, total
-        self._progress = progress
-        self._lock = threading.Lock()
-        self.is_over = False
-
-    def advance(self, count: int) -> None:
-        if self.is_over:
-            raise InterruptedError
-        with self._lock:
-            self._done += count
-            self._progress(self._done, self._total)
-
-
-def _sha256_of(path: Path, stamp: Stamp, reading: Reading) -> str:
+def _sha256_of(path: Path, stamp: Stamp, tally: Tally) -> str:
     digest = hashlib.sha256()
-    buffer = memoryview(bytearray(_PIECE_BYTES))
+    buffer = memoryview(bytearray(READ_BYTES))
     with open(path, "rb", buffering=0) as file:
         while count := file.readinto(buffer):
             digest.update(buffer[:count])
-            reading.advance(count)
+            tally.add(count)
         if Stamp.of(os.fstat(file.fileno())) != stamp:
             raise FileChanged(path)
     return digest.hexdigest()

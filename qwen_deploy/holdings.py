@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from qwen_weights import manifest as manifests
+from qwen_weights.manifest import Manifest
+
 from qwen_deploy import facts as host_facts
-from qwen_deploy import manifest as manifests
 from qwen_deploy import parallel, preflight
 from qwen_deploy.errors import QwenDeployError, Refused
 from qwen_deploy.facts import Facts
-from qwen_deploy.manifest import Manifest
 from qwen_deploy.prospect import ask, untouched
-from qwen_deploy.release import model_dir
+from qwen_deploy.release import model_dir, staging_dir
 from qwen_deploy.remote import Session
 
 
@@ -40,7 +41,7 @@ def survey(
         service=None,
         probe="none",
         model=manifest.model,
-        trees=(folder,),
+        trees=(folder, staging_dir(manifest)),
         host_paths=(f"{folder}/{manifests.NAME}",),
     )
 

@@ -11,6 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from qwen_weights.manifest import Manifest
+
 from qwen_deploy import agent, netproxy, parallel, sources
 from qwen_deploy import facts as host_facts
 from qwen_deploy import supply as supplies
@@ -18,7 +20,6 @@ from qwen_deploy.airgap import Bundle
 from qwen_deploy.config import Deployment
 from qwen_deploy.errors import QwenDeployError, UsageError
 from qwen_deploy.hashes import Progress
-from qwen_deploy.manifest import Manifest
 from qwen_deploy.prospect import ask
 from qwen_deploy.remote import Session
 from qwen_deploy.sources import HubUnreachable, Pinned
@@ -82,8 +83,8 @@ def supply(
     if needy and choice.asks_hub and choice.pinned.manifest.proof == "none":
         choice = replace(choice, pinned=_against_hub(choice.pinned, deployment))
     found = supplies.look(needy, deployment, choice.pinned, choice.local)
-    if needy and not is_held and not found.is_reached:
-        if not choice.is_reached:
+    if needy and not is_held and (found.is_denied or not found.is_reached):
+        if found.is_denied or not choice.is_reached:
             raise supplies.refusal(needy[0], found)
         return replace(found, lends_network=True)
     return found

@@ -6,9 +6,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from qwen_weights.manifest import Manifest
+
 from qwen_deploy.airgap import Bundle
 from qwen_deploy.facts import Facts
-from qwen_deploy.manifest import Manifest
 from qwen_deploy.preflight import missing_bytes, wanting
 from qwen_deploy.release import Release
 

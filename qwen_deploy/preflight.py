@@ -6,12 +6,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from qwen_deploy import manifest as manifests
+from qwen_weights import manifest as manifests
+from qwen_weights.manifest import Manifest
+
 from qwen_deploy.airgap import Bundle
 from qwen_deploy.config import Service
 from qwen_deploy.facts import Facts
-from qwen_deploy.manifest import Manifest
-from qwen_deploy.release import ROOT, STATE, Release, model_dir
+from qwen_deploy.release import ROOT, STATE, Release, model_dir, staging_dir
 
 MINIMUM_PYTHON = (3, 11)
 # The CPU lock holds the hashes of PyTorch's CPU build for this Python alone.
@@ -141,7 +142,9 @@ def missing_bytes(facts: Facts, manifest: Manifest) -> int:
     another revision of the model nor as the start of an unfinished transfer."""
     others = [one for one in facts.models if one.revision != manifest.revision]
     held = {artifact.sha256 for other in others for artifact in other.artifacts}
-    there = facts.trees.get(model_dir(manifest), {})
+    # A transfer that has not ended has some files in a folder beside (qwen_weights.store).
+    staged = facts.trees.get(staging_dir(manifest), {})
+    there = {**staged, **facts.trees.get(model_dir(manifest), {})}
     missing = {
         artifact.sha256: artifact.size
         for artifact in manifest.artifacts
@@ -182,8 +185,8 @@ def _disks(facts: Facts, release: Release, bundle: Bundle | None) -> Iterator[Fi
 def _too_small(mount: str, path: str, size: int, free_bytes: int) -> Finding:
     return Finding(
         "refusal",
-        f"the disk at {mount} is too small for {path}: needs {_gib(size + RESERVE_BYTES)}, "
-        f"has {_gib(free_bytes)} free",
+        f"the disk at {mount} is too small for {path}: {_units(size)} are to be written and "
+        f"{_units(RESERVE_BYTES)} must stay free, {_units(free_bytes)} are free",
         f"free space on {mount}, or mount a larger disk at {path}",
     )
 
@@ -195,6 +198,10 @@ def _memory(facts: Facts, release: Release) -> Iterator[Finding]:
             "warning",
             f"the model has {_gib(size)}, the host {_gib(facts.memory_bytes)} of memory",
         )
+
+
+def _units(size: int) -> str:
+    return f"{size / 1e6:,.0f} MB" if size < 1e9 else f"{size / 1e9:,.1f} GB"
 
 
 def _gib(size: int) -> str:

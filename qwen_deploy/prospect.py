@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from qwen_weights import manifest as manifests
+
 from qwen_deploy import bundle as assets
 from qwen_deploy import commands, keys, plan, preflight, release
 from qwen_deploy import facts as host_facts
-from qwen_deploy import manifest as manifests
 from qwen_deploy.airgap import Bundle
 from qwen_deploy.config import Deployment
 from qwen_deploy.errors import QwenDeployError, Refused
@@ -117,7 +118,7 @@ def _question(wanted: Wanted, host_state: Mapping[str, str]) -> Mapping[str, Any
         service=wanted.deployment.service,
         python=wanted.deployment.runtime.python,
         host_paths=(*host_state, *records, OPERATOR_KEY),
-        trees=folders,
+        trees=[*folders, *(release.staging_dir(manifest) for manifest in brought)],
         packages=wanted.packages,
         model=wanted.pinned.manifest.model,
     )

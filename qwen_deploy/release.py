@@ -12,12 +12,13 @@ import json
 import tarfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import Any
+
+from qwen_weights.manifest import Manifest
 
 from qwen_deploy import bundle
 from qwen_deploy.config import Deployment
-from qwen_deploy.manifest import Manifest
 
 ROOT = "/opt/qwen-deploy"
 STATE = "/var/lib/qwen-deploy"
@@ -115,6 +116,11 @@ def model_dir(manifest: Manifest) -> str:
     return f"{STATE}/models/{manifest.directory}"
 
 
+def staging_dir(manifest: Manifest) -> str:
+    """Where the artifacts of a revision gather until it is whole."""
+    return f"{model_dir(manifest)}.tmp"
+
+
 PIP_CONF = f"{STATE}/.config/pip/pip.conf"
 # Files of a release that take effect from another place on the host.
 INSTALLED = {
@@ -127,7 +133,7 @@ def make(deployment: Deployment, manifest: Manifest, accelerator: str) -> Releas
     lock = bundle.lock_path(ENGINE, accelerator).read_bytes()
     units = bundle.systemd_dir()
     files = {
-        **_service_files(),
+        **bundle.service_files(),
         **{
             f"units/{name}": (units / name).read_bytes() for name in ("qwen.service", "qwen.socket")
         },
@@ -199,21 +205,6 @@ def host_state(deployment: Deployment) -> dict[str, str]:
 
 def sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
-
-
-def _service_files() -> dict[str, bytes]:
-    root = bundle.service_dir()
-    paths = [
-        path
-        for package in ("qwen_service", "qwen_weights")
-        for path in sorted((root / package).rglob("*"))
-        if path.is_file() and _is_shipped(path)
-    ]
-    return {f"service/{path.relative_to(root).as_posix()}": path.read_bytes() for path in paths}
-
-
-def _is_shipped(path: Path) -> bool:
-    return "__pycache__" not in path.parts and not path.name.startswith(".")
 
 
 def _environment_file(values: Mapping[str, str]) -> bytes:

@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 
+from qwen_weights.manifest import Manifest
+
 from qwen_deploy import facts as host_facts
 from qwen_deploy import fleet, probes, steps
 from qwen_deploy.chain import Member
@@ -52,7 +54,7 @@ def prepared(
     changing = [one for one in prospects if not one.is_unchanged]
     for one in changing:
         refuse(one)
-    order = Order((wanted.pinned.manifest,), wanted.deployment.weights)
+    order = Order((supply.pinned.manifest,), wanted.deployment.weights)
     with ExitStack() as stack:
         for one in changing:
             stack.enter_context(steps.locked(one.session, operator, "up"))
@@ -65,11 +67,17 @@ def members(prospects: Sequence[Prospect], supply: Supply) -> list[Member]:
         supply.member(
             one.session,
             one.facts,
-            one.plan.brings or (one.release.manifest,),
+            _proven(one.plan.brings, supply) or (supply.pinned.manifest,),
             holds=not one.plan.brings,
         )
         for one in prospects
     ]
+
+
+def _proven(brings: Sequence[Manifest], supply: Supply) -> tuple[Manifest, ...]:
+    """The model as it was compared with a hub meanwhile."""
+    model = supply.pinned.manifest
+    return tuple(model if one.revision == model.revision else one for one in brings)
 
 
 def up(prospect: Prospect, wanted: Wanted, run: Run) -> HostFinished:

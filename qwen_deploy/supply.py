@@ -9,12 +9,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from qwen_weights.manifest import Manifest
+
 from qwen_deploy import commands, parallel
 from qwen_deploy.chain import FanOut, Member, ancestors, ordered
 from qwen_deploy.config import Deployment
 from qwen_deploy.errors import QwenDeployError, Refused
 from qwen_deploy.facts import Facts
-from qwen_deploy.manifest import Manifest
 from qwen_deploy.remote import Session
 from qwen_deploy.sources import Pinned, Upstream
 from qwen_deploy.weights import Order, packed
@@ -22,11 +23,14 @@ from qwen_deploy.weights import Order, packed
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """What one host found of one source; `rate` in bytes a second."""
+    """What one host found of one source; `rate` in bytes a second. One that says no, which is
+    final, or that it is busy, is reached all the same."""
 
     name: str
     rate: float
     error: str | None = None
+    is_reached: bool = True
+    is_final: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,14 +47,20 @@ class Supply:
     @property
     def is_reached(self) -> bool:
         """Some host found a source, or needs none of those that all share."""
-        found = [one.error is None for told in self.readings.values() for one in told]
+        found = [one.is_reached for told in self.readings.values() for one in told]
         return any(found) or not found
+
+    @property
+    def is_denied(self) -> bool:
+        """Every source says no to every host."""
+        found = [one.is_final for told in self.readings.values() for one in told]
+        return bool(found) and all(found)
 
     def member(
         self, session: Session, facts: Facts, manifests: tuple[Manifest, ...], *, holds: bool
     ) -> Member:
         name = session.host.name
-        reaches = any(one.error is None for one in self.readings.get(name, ()))
+        reaches = any(one.is_reached for one in self.readings.get(name, ()))
         return Member(
             session,
             facts.address or session.host.address,
@@ -111,9 +121,12 @@ def look(
     def ask(session: Session) -> tuple[Reading, ...]:
         done = session.run(commands.agent(["probe", "--dir", "."]), root=True, stdin=stdin)
         if not done.ok:
-            return (Reading("the probe", 0.0, done.stderr.strip() or "it failed"),)
+            return (Reading("the probe", 0.0, done.stderr.strip() or "it failed", False),)
         told = json.loads(done.stdout)["sources"]
-        return tuple(Reading(one["name"], one["rate"] or 0.0, one["error"]) for one in told)
+        return tuple(
+            Reading(one["name"], one["rate"] or 0.0, one["error"], one["reached"], one["final"])
+            for one in told
+        )
 
     asked = parallel.each(sessions, ask)
     readings: dict[str, tuple[Reading, ...]] = {}
@@ -140,7 +153,7 @@ def refusal(session: Session, found: Supply) -> Refused:
     host = session.host.name
     readings = found.readings.get(host, ())
     return Refused(
-        f"`{host}` reaches none of the sources of the weights",
+        f"`{host}` gets the weights from none of their sources",
         host=host,
         state=f"{host} was not changed",
         evidence=tuple(f"{one.name}: {one.error}" for one in readings)[:5],

@@ -13,12 +13,13 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
+from qwen_weights import manifest as manifests
+from qwen_weights.manifest import Manifest
+
 from qwen_deploy import agent, commands
-from qwen_deploy import manifest as manifests
 from qwen_deploy.config import Weights
 from qwen_deploy.errors import NeedsAttention, QwenDeployError, Refused, Unreachable
 from qwen_deploy.events import Event, TransferProgress, Warned
-from qwen_deploy.manifest import Manifest
 from qwen_deploy.release import STATE
 from qwen_deploy.remote import Session
 
@@ -202,6 +203,12 @@ class Transfer:
         self.leave()
         with suppress(Unreachable):
             self.session.run(commands.stop_transfer(), root=True)
+
+    def close_door(self) -> None:
+        """Ends a transfer that is done and only gives to others; its status stays."""
+        self.leave()
+        with suppress(Unreachable):
+            self.session.run(commands.cancel_transfer(), root=True)
 
     def _follow(self) -> None:
         with suppress(Unreachable):  # whoever needs the host next meets this error too

@@ -6,11 +6,13 @@ import hashlib
 from collections.abc import Callable
 from pathlib import Path
 
-from qwen_deploy import __version__, airgap, bundle, manifest
+from qwen_weights import manifest
+from qwen_weights.manifest import Artifact, Manifest
+
+from qwen_deploy import __version__, airgap, bundle
 from qwen_deploy.airgap import Index, Member
 from qwen_deploy.airgap import index as indexes
 from qwen_deploy.content import Content, MemoryContent
-from qwen_deploy.manifest import Artifact, Manifest
 from qwen_deploy.packing import archive
 
 MODEL = {"config.json": b"{}", "deep/生 词.safetensors": bytes(range(256)) * 9}

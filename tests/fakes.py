@@ -13,14 +13,16 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from qwen_deploy import commands, config, facts, manifest, prospect, release
+from qwen_weights import manifest
+from qwen_weights.manifest import Artifact
+
+from qwen_deploy import commands, config, facts, prospect, release
 from qwen_deploy.config import Deployment
 from qwen_deploy.converge import Converged
 from qwen_deploy.errors import Unreachable
 from qwen_deploy.facts import Facts
 from qwen_deploy.inventory import Host
 from qwen_deploy.keys import UserKey
-from qwen_deploy.manifest import Artifact
 from qwen_deploy.prospect import Wanted
 from qwen_deploy.release import Release
 from qwen_deploy.remote import Completed, Session
@@ -260,6 +262,8 @@ class FakeSession(Session):
             return Completed(0 if content is not None else 1, content or "", "")
         elif argv == commands.transfer_status():
             return Completed(0, f"{json.dumps(self.fake.transfer)}\nactive\n", "")
+        elif argv == commands.cancel_transfer():
+            self.fake.note("close door")
         elif argv == commands.stop_transfer():
             self.fake.note("stop weights")
         elif commands.TRANSFER_UNIT in argv:

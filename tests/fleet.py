@@ -19,11 +19,11 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-from qwen_weights import order as orders
-from qwen_weights.ancestor import Pace
 from qwen_weights.errors import WeightsError
-from qwen_weights.progress import StatusFile
-from qwen_weights.pull import Pulling
+from qwen_weights.pull import order as orders
+from qwen_weights.pull.command import Pulling
+from qwen_weights.pull.progress import StatusFile
+from qwen_weights.relay.ancestor import Pace
 
 SERVICE = Path(__file__).resolve().parents[1] / "service"
 TOKEN = "token-of-this-rollout"

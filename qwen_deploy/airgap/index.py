@@ -11,10 +11,12 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from qwen_weights import manifest as manifests
+from qwen_weights.errors import BadManifest
+from qwen_weights.manifest import Artifact, Manifest
+
 from qwen_deploy import __version__ as VERSION
-from qwen_deploy import manifest as manifests
 from qwen_deploy.errors import UsageError
-from qwen_deploy.manifest import Artifact, Manifest
 
 NAME = "bundle.json"
 SCHEMA = 1
@@ -143,7 +145,7 @@ def _text(document: dict[str, Any], key: str, pattern: re.Pattern[str]) -> str:
 def _manifest(document: dict[str, Any], key: str) -> Manifest:
     try:
         return manifests.parse(json.dumps(document.get(key)))
-    except manifests.ManifestError as error:
+    except BadManifest as error:
         raise BadIndex(f"{key}: {error}") from error
 
 
@@ -152,7 +154,7 @@ def _members(rows: Any) -> tuple[Member, ...]:
     try:
         found = tuple(Member(**row) for row in rows)
         made = manifests.make("members", (Artifact(m.path, m.size, m.sha256) for m in found))
-    except (TypeError, manifests.ManifestError) as error:
+    except (TypeError, BadManifest) as error:
         raise BadIndex(f"members: {error}") from error
     if len(made.artifacts) != len(found) or NAME in {member.path for member in found}:
         raise BadIndex("members: should name each file once")

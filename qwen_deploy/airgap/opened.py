@@ -18,13 +18,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+from qwen_weights.manifest import Manifest
+
 from qwen_deploy import __version__ as VERSION
 from qwen_deploy import bundle
 from qwen_deploy.airgap import index as indexes
 from qwen_deploy.airgap.index import BundleRefused, Index, Member
 from qwen_deploy.content import Content, FileContent
 from qwen_deploy.hashes import Stamp
-from qwen_deploy.manifest import Manifest
 from qwen_deploy.release import ENGINE
 
 _INDEX_BYTES = 64 << 20

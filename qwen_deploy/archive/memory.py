@@ -12,23 +12,25 @@ from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any
 
-from qwen_deploy import hashes
-from qwen_deploy import manifest as manifests
-from qwen_deploy.hashes import Stamp
-from qwen_deploy.manifest import Manifest
+from qwen_weights import manifest as manifests
+from qwen_weights.archives import Member
+from qwen_weights.errors import BadManifest
+from qwen_weights.manifest import Manifest
 
-SCHEMA = 1
+from qwen_deploy import hashes
+from qwen_deploy.hashes import Stamp
+
+SCHEMA = 2
 _NAME = "archives.json"
 _MOST_ARCHIVES = 100
 
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """`members` are the artifacts' names in the archive, `starts` where they lie in its stream."""
+    """`members` are the archive's, by the artifacts' paths."""
 
     manifest: Manifest
-    members: Mapping[str, str]
-    starts: Mapping[str, int]
+    members: Mapping[str, Member]
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,12 +39,11 @@ class Memory:
     now_ns: Callable[[], int] = time.time_ns
 
     def get(self, archive: Path, stamp: Stamp, model: str) -> Found | None:
-        with contextlib.suppress(KeyError, TypeError, ValueError, AttributeError):
+        with contextlib.suppress(KeyError, TypeError, ValueError, AttributeError, BadManifest):
             row = self._load()[f"{model} {archive}"]
             if row["stamp"] == list(astuple(stamp)):
-                members = {str(path): str(name) for path, name in row["members"].items()}
-                starts = {str(path): int(start) for path, start in row["starts"].items()}
-                return Found(manifests.of_document(row["manifest"]), members, starts)
+                members = {str(path): Member(*one) for path, one in row["members"].items()}
+                return Found(manifests.of_document(row["manifest"]), members)
         return None
 
     def put(self, archive: Path, stamp: Stamp, found: Found) -> None:
@@ -51,8 +52,7 @@ class Memory:
         row = {
             "stamp": list(astuple(stamp)),
             "manifest": json.loads(found.manifest.to_json()),
-            "members": dict(found.members),
-            "starts": dict(found.starts),
+            "members": {path: astuple(member) for path, member in found.members.items()},
         }
         rows = {**self._load(), f"{found.manifest.model} {archive}": row}
         kept = dict(list(rows.items())[-_MOST_ARCHIVES:])

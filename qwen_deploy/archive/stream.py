@@ -5,16 +5,16 @@ from __future__ import annotations
 
 import gzip
 import io
-import tarfile
 import threading
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
-from qwen_deploy.archive.kinds import BLOCK_BYTES, Kind
-from qwen_deploy.archive.members import check_end, check_unchanged, tar_files, unique
+from qwen_deploy.content import check_unchanged
 from qwen_deploy.hashes import Stamp
+
+if TYPE_CHECKING:
+    import zstandard
 
 _READ_BYTES = 1 << 20
 # Packed with --long, an archive asks for a window of up to 2 GiB.
@@ -22,76 +22,62 @@ _MOST_WINDOW_BYTES = 1 << 31
 _MOST_IDLE = 4
 
 
-class Forward(io.RawIOBase):
-    """The decompressed bytes; what is skipped is read."""
+def unpack(path: Path, raw: io.FileIO) -> BinaryIO:
+    """What zstd compressed; the host's agent has only a program for it."""
+    import zstandard
 
-    def __init__(self, path: Path, kind: Kind) -> None:
-        self._raw = io.FileIO(path)
-        self._content = _decompressor(kind, self._raw)
-        self._position = 0
-        self.last = b""
+    window = zstandard.ZstdDecompressor(max_window_size=_MOST_WINDOW_BYTES)
+    return io.BufferedReader(_Sound(window.stream_reader(raw, read_across_frames=True)))
+
+
+class _Sound(io.RawIOBase):
+    """Says of damage what gzip says of it."""
+
+    def __init__(self, content: zstandard.ZstdDecompressionReader) -> None:
+        self._content = content
 
     def readable(self) -> bool:
         return True
 
-    def seekable(self) -> bool:
-        return True
+    def readinto(self, buffer: Any) -> int:
+        import zstandard
+
+        try:
+            return self._content.readinto(buffer)
+        except zstandard.ZstdError as error:
+            raise EOFError(str(error)) from error
+
+    def close(self) -> None:
+        self._content.close()  # type: ignore[no-untyped-call]
+        super().close()
+
+
+class Forward(io.RawIOBase):
+    """The decompressed bytes; what is skipped is read. Whoever forgets it closes it."""
+
+    def __init__(self, path: Path, kind: str) -> None:
+        self._raw = io.FileIO(path)
+        is_gzip = kind == "tar.gz"
+        self._content = gzip.GzipFile(fileobj=self._raw) if is_gzip else unpack(path, self._raw)
+        self._position = 0
 
     def tell(self) -> int:
         return self._position
 
-    @property
-    def raw_position(self) -> int:
-        """Bytes of the archive that were read so far."""
-        return self._raw.tell()
-
     def read(self, size: int = -1) -> bytes:
-        self.last = self._content.read(_READ_BYTES if size < 0 else size)
-        self._position += len(self.last)
-        return self.last
+        content = self._content.read(_READ_BYTES if size < 0 else size)
+        self._position += len(content)
+        return content
 
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        if whence != io.SEEK_SET or offset < self._position:
-            raise io.UnsupportedOperation("it only leads forward")
-        while self._position < offset:
-            if not self.read(min(_READ_BYTES, offset - self._position)):
+    def skip_to(self, position: int) -> None:
+        while self._position < position:
+            if not self.read(min(_READ_BYTES, position - self._position)):
                 break
-        return self._position
 
     def close(self) -> None:
         self._content.close()
         self._raw.close()
         super().close()
-
-
-def _decompressor(kind: Kind, raw: io.FileIO) -> BinaryIO:
-    if kind == "tar.gz":
-        return cast(BinaryIO, gzip.GzipFile(fileobj=raw))
-    import zstandard
-
-    window = zstandard.ZstdDecompressor(max_window_size=_MOST_WINDOW_BYTES)
-    return io.BufferedReader(window.stream_reader(raw, read_across_frames=True))
-
-
-@dataclass(frozen=True, slots=True)
-class Passing:
-    """A member while it passes: readable until the next one comes."""
-
-    name: str
-    size: int
-    start: int
-    file: BinaryIO
-
-
-def walk(path: Path, stream: Forward) -> Iterator[Passing]:
-    """Ends with an error unless the archive is whole; reading a member can end with one too."""
-    with tarfile.open(fileobj=cast(BinaryIO, stream), mode="r:") as archive:
-        for name, info in unique(path, tar_files(path, archive)):
-            file = archive.extractfile(info)
-            yield Passing(name, info.size, info.offset_data, cast(BinaryIO, file))
-        check_end(path, stream.last[-BLOCK_BYTES:])
-        while stream.read():  # to the checksum of the compression
-            pass
 
 
 @dataclass(slots=True)
@@ -101,7 +87,7 @@ class Streams:
 
     path: Path
     stamp: Stamp
-    kind: Kind
+    kind: str
     _idle: list[Forward] = field(default_factory=list)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -113,7 +99,7 @@ class Streams:
             if nearest:
                 self._idle.remove(nearest)
         stream = nearest or Forward(self.path, self.kind)
-        stream.seek(position)
+        stream.skip_to(position)
         return stream
 
     def give(self, stream: Forward) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 import inspect
+import shlex
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -122,6 +124,11 @@ COMMON: dict[str, tuple[Any, Any]] = {
     ),
     "verbose": (Annotated[bool, typer.Option("--verbose", help="Show every task.")], False),
 }
+
+
+def command_line() -> str:
+    """What was typed, to be pasted again."""
+    return shlex.join(["qwen-deploy", *sys.argv[1:]])
 
 
 @dataclass(frozen=True, slots=True)

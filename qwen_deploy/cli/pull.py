@@ -19,16 +19,18 @@ from qwen_deploy.cli.options import (
     RevisionOpt,
     WeightsOpt,
     all_or_error,
+    command_line,
     open_sessions,
     weights_overrides,
 )
 from qwen_deploy.errors import Interrupted, QwenDeployError, Refused, Unreachable, gravest
 
 if TYPE_CHECKING:
+    from qwen_weights.manifest import Manifest
+
     from qwen_deploy.cli.output import Output
     from qwen_deploy.config import Deployment
     from qwen_deploy.holdings import Holding
-    from qwen_deploy.manifest import Manifest
     from qwen_deploy.supply import Route
     from qwen_deploy.weights import Transfer
 
@@ -109,9 +111,12 @@ def _pull(common: Common, wish: Wish, is_interrupted: Callable[[], bool]) -> int
             found = tuple(replace(one, holds=False) for one in found)
         needy = [one.session for one in found if not one.holds]
         supply = pin.supply(needy, deployment, choice, is_held=len(needy) < len(found))
+        manifest = supply.pinned.manifest
         members = [
             supply.member(one.session, one.facts, (manifest,), holds=one.holds) for one in found
         ]
+        for note in supply.pinned.notes if needy else ():
+            out.note(f"weights: {note}")
         _tell_routes(out, found, supply.routes(members, deployment.weights.fan_out))
         order = Order((manifest,), deployment.weights, repair=wish.repair)
         if wish.detach and supply.pinned.share is not None and needy:
@@ -133,7 +138,7 @@ def _raise_lost(transfers: Iterable[Transfer], is_interrupted: bool) -> None:
         if (one.has_vanished or not one.has_ended) and not is_interrupted:
             message = one.error or f"lost the connection to `{one.session.host}`"
             state = f"what was received stays on {one.host}, and the transfer goes on there"
-            raise Lost(message, host=one.host, state=state, hint="qwen-deploy weights status")
+            raise Lost(message, host=one.host, state=state, hint=command_line())
 
 
 def _tell_routes(out: Output, found: Sequence[Holding], routes: Mapping[str, Route]) -> None:
@@ -195,5 +200,5 @@ def _failure(transfer: Transfer) -> NeedsTransfer:
         f"`{host}`: {transfer.error}",
         host=host.name,
         state=f"{host} serves what it served before; what was received stays and is continued",
-        hint=transfer.hint or f"qwen-deploy weights pull --host {host.text}",
+        hint=transfer.hint or command_line(),
     )

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+from qwen_weights.manifest import Manifest
+
 from qwen_deploy import __version__ as VERSION
 from qwen_deploy import airgap, bundle, preflight
 from qwen_deploy.airgap import index as indexes
@@ -24,7 +26,6 @@ from qwen_deploy.content import Content, FileContent, MemoryContent
 from qwen_deploy.errors import QwenDeployError, Refused, UsageError
 from qwen_deploy.events import Event, StageFinished, StageStarted, TaskStarted
 from qwen_deploy.hashes import Stamp
-from qwen_deploy.manifest import Manifest
 from qwen_deploy.packing import archive, weights, wheels
 from qwen_deploy.release import ENGINE
 from qwen_deploy.sources import Pinned

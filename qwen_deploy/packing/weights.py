@@ -63,7 +63,7 @@ def _running(
     directory.mkdir(mode=0o700, parents=True)
     order = json.loads(Order((pinned.manifest,), settings).to_json()) | {"root": str(root)}
     files = {
-        "agent.pyz": pack_agent(bundle.service_dir() / "qwen_weights"),
+        "agent.pyz": pack_agent(bundle.weights_dir()),
         "order.json": json.dumps(order).encode(),
         "sources.json": sources_json([one.entry for one in pinned.upstreams]),
     }

@@ -13,13 +13,14 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from qwen_weights import manifest as manifests
+from qwen_weights.manifest import Artifact, Manifest
+
 from qwen_deploy import hashes
-from qwen_deploy import manifest as manifests
 from qwen_deploy.airgap.index import WHEELS_MODEL
 from qwen_deploy.config import PYTORCH_CPU_INDEX, Pip
 from qwen_deploy.errors import UsageError
 from qwen_deploy.hashes import Stamp
-from qwen_deploy.manifest import Artifact, Manifest
 
 # Debian 12, the oldest system that preflight lets pass, has glibc 2.36.
 NEWEST_GLIBC = 36

@@ -7,7 +7,8 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
-from qwen_deploy.checkpoint import some
+from qwen_weights.checkpoint import some
+
 from qwen_deploy.sources import huggingface, listing, modelscope, pinning
 from qwen_deploy.sources.listing import Listing
 from qwen_deploy.sources.pinned import Pinned

@@ -15,10 +15,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from qwen_deploy import checkpoint
+from qwen_weights import checkpoint
+from qwen_weights.manifest import Origin
+
 from qwen_deploy.content import MemoryFiles
 from qwen_deploy.errors import UsageError
-from qwen_deploy.manifest import Origin
 from qwen_deploy.sources import huggingface, listing, modelscope, pinning, upstreams
 from qwen_deploy.sources.listing import Listed, Listing
 from qwen_deploy.sources.network import Network

@@ -10,7 +10,8 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from qwen_deploy.manifest import Origin
+from qwen_weights.manifest import Origin
+
 from qwen_deploy.sources import listing, upstreams
 from qwen_deploy.sources.listing import Listed, Listing
 from qwen_deploy.sources.pinned import Upstream

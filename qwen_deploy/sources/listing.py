@@ -9,8 +9,9 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from qwen_deploy import checkpoint
-from qwen_deploy.manifest import Origin
+from qwen_weights import checkpoint
+from qwen_weights.manifest import Origin
+
 from qwen_deploy.sources.pinned import Upstream
 from qwen_deploy.sources.refusals import HubMissing, ListRefused
 

@@ -7,12 +7,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from qwen_weights import manifest as manifests
+from qwen_weights.errors import BadManifest
+from qwen_weights.manifest import Manifest
+
 from qwen_deploy import archive as archives
 from qwen_deploy import folder
-from qwen_deploy import manifest as manifests
 from qwen_deploy.checkpoint import CheckpointRefused
 from qwen_deploy.hashes import Progress
-from qwen_deploy.manifest import Manifest
 from qwen_deploy.sources.pinned import Pinned, Upstream
 from qwen_deploy.sources.settings import Settings
 
@@ -33,7 +35,7 @@ def from_index(path: str, document: Mapping[str, Any]) -> Pinned:
         entry = {"kind": document["kind"], "name": f"host:{path}", "path": path}
         if document["kind"] == "archive":
             entry["prefix"] = document["prefix"]
-    except (ValueError, KeyError, TypeError) as error:
+    except (BadManifest, KeyError, TypeError) as error:
         raise CheckpointRefused(f"host:{path} cannot be used: {error}") from error
     return Pinned(manifest, (Upstream(entry),), None, _notes(manifest, f"host:{path}"))
 

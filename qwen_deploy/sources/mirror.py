@@ -12,10 +12,13 @@ from functools import partial
 from typing import Any
 from urllib.parse import quote, urlsplit
 
-from qwen_deploy import manifest as manifests
-from qwen_deploy import sums
-from qwen_deploy.checkpoint import SUMS_NAME, select
-from qwen_deploy.manifest import Manifest, Origin
+from qwen_weights import manifest as manifests
+from qwen_weights import sums
+from qwen_weights.checkpoint import SUMS_NAME, select
+from qwen_weights.errors import BadManifest
+from qwen_weights.manifest import Manifest, Origin
+
+from qwen_deploy.checkpoint import refusals
 from qwen_deploy.sources import huggingface, listing, modelscope, upstreams
 from qwen_deploy.sources.listing import Listed, Listing
 from qwen_deploy.sources.refusals import HubMissing, HubRefused, HubUnreachable, ListRefused
@@ -120,7 +123,8 @@ class _Folder:
             files = listing.select(self._place, rows)
             whole = len(files) == len(rows)
             return self._listing(files, recorded.revision if whole else None)
-        sha256s = sums.parse(self._place, sums_list or b"")
+        with refusals():
+            sha256s = sums.parse(self._place, sums_list or b"")
         for path in sha256s:  # before it becomes part of a URL
             listing.check_name(self._place, path)
         wanted = select(sha256s)
@@ -132,7 +136,7 @@ class _Folder:
     def _parsed(self, manifest: bytes) -> Manifest:
         try:
             return manifests.parse(manifest.decode())
-        except ValueError as error:
+        except (ValueError, BadManifest) as error:
             raise ListRefused(f"{self._place}/{error}") from error
 
     def _listing(self, files: tuple[Listed, ...], revision: str | None) -> Listing:

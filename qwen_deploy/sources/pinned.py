@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from qwen_weights.manifest import Manifest
+
 from qwen_deploy.content import Shareable
-from qwen_deploy.manifest import Manifest
 
 
 @dataclass(frozen=True, slots=True, repr=False)

@@ -11,9 +11,12 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from qwen_deploy import checkpoint
-from qwen_deploy import manifest as manifests
-from qwen_deploy.manifest import Artifact, Manifest
+from qwen_weights import checkpoint
+from qwen_weights import manifest as manifests
+from qwen_weights.errors import BadManifest
+from qwen_weights.manifest import Artifact, Manifest
+
+from qwen_deploy.checkpoint import refusals
 from qwen_deploy.sources.listing import Listed, Listing
 from qwen_deploy.sources.pinned import Pinned
 from qwen_deploy.sources.refusals import ListRefused
@@ -44,7 +47,7 @@ def _manifest(listing: Listing, name: str, artifacts: Sequence[Artifact]) -> Man
         return manifests.make(
             name, artifacts, listing.revision, origin=listing.origin, proof=listing.proof
         )
-    except manifests.ManifestError as error:
+    except BadManifest as error:
         raise ListRefused(f"the list of {listing.place} makes no sense: {error}") from error
 
 
@@ -54,7 +57,8 @@ def _prove(listing: Listing) -> dict[str, str]:
     needed = [row for row in listing.files if row.sha256 is None or row.path in checkpoint.READ]
     with ThreadPoolExecutor(_READERS) as pool:
         contents = dict(zip(needed, pool.map(lambda row: _read(listing, row), needed), strict=True))
-    checkpoint.Checkpoint(listing.place, tuple(rows), lambda path: contents[rows[path]]).check()
+    with refusals():
+        checkpoint.Checkpoint(listing.place, tuple(rows), lambda path: contents[rows[path]]).check()
     return {
         row.path: row.sha256 or hashlib.sha256(contents[row]).hexdigest() for row in listing.files
     }

@@ -8,16 +8,16 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
-from .errors import WeightsError
+from qwen_weights.errors import WeightsError
 
 _MODULES = {
-    "pull": "pull",
-    "wait": "wait",
-    "probe": "probe",
-    "verify": "verify",
-    "index": "index",
-    "list": "listing",
-    "prune": "prune",
+    "pull": "pull.command",
+    "wait": "pull.wait",
+    "probe": "pull.probe",
+    "verify": "store.verify",
+    "index": "survey.index",
+    "list": "housekeeping.listing",
+    "prune": "housekeeping.prune",
 }
 
 

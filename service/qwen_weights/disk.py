@@ -134,3 +134,12 @@ def write_at(descriptor: int, content: bytes | memoryview, offset: int) -> None:
     view = memoryview(content)
     while written < len(view):
         written += os.pwrite(descriptor, view[written:], offset + written)
+
+
+def is_file_of_size(path: Path, size: int) -> bool:
+    """A regular file itself: a link could lead anywhere tomorrow."""
+    try:
+        status = path.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return stat.S_ISREG(status.st_mode) and status.st_size == size

@@ -8,7 +8,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
-from .errors import BadManifest
+from qwen_weights.errors import BadManifest
 
 
 class Fields:

@@ -1,5 +1,5 @@
-"""The artifacts of one model revision, read strictly from manifest.json. The host's half of a
-format whose other half is the controller's. Knows neither folders nor sources."""
+"""The artifacts of one model revision and their JSON, strictly read: the one format between
+controller and host. Knows neither folders, sources nor clocks."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
-from . import pieces
-from .errors import BadManifest
+from qwen_weights.errors import BadManifest
 
 NAME = "manifest.json"
+PIECES_NAME = "manifest.pieces.json"
 # What lies beside the artifacts and is none of them.
-OWN_NAMES = (NAME, pieces.NAME)
+OWN_NAMES = (NAME, PIECES_NAME)
 SCHEMA = 1
 PROOFS = ("hub", "sums", "none")
-_MODEL = re.compile(r"(?:[A-Za-z0-9][\w.-]*/)?[A-Za-z0-9][\w.-]*", re.ASCII)
+MODEL = re.compile(r"(?:[A-Za-z0-9][\w.-]*/)?[A-Za-z0-9][\w.-]*", re.ASCII)
 REVISION = re.compile(r"[0-9a-f]{40}|w-[0-9a-f]{16}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -57,6 +57,11 @@ class Manifest:
     @property
     def total_bytes(self) -> int:
         return sum(artifact.size for artifact in self.artifacts)
+
+    @property
+    def directory(self) -> str:
+        """Where it lies below the models folder of a host."""
+        return f"{self.model.replace('/', '--')}/{self.revision}"
 
     def to_json(self) -> str:
         document: dict[str, Any] = {
@@ -113,14 +118,14 @@ def parse(text: str) -> Manifest:
     try:
         document = json.loads(text)
     except ValueError as error:
-        raise BadManifest(f"manifest: not JSON: {error}") from error
+        raise BadManifest(f"{NAME}: not JSON: {error}") from error
     return of_document(document)
 
 
 def of_document(document: Any) -> Manifest:
     required = {"schema", "model", "revision", "artifacts"}
     optional = {"origin", "proof", "verified_at"}
-    fields = _fields(document, required, optional=optional, where="manifest")
+    fields = _fields(document, required, optional=optional, where=NAME)
     if fields["schema"] != SCHEMA or isinstance(fields["schema"], bool):
         _refuse("schema", f"should be {SCHEMA}, is {fields['schema']!r}")
     rows = fields["artifacts"]
@@ -129,7 +134,7 @@ def of_document(document: Any) -> Manifest:
     artifacts = tuple(_artifact(row, f"artifacts/{at}") for at, row in enumerate(rows))
     _check_paths(tuple(artifact.path for artifact in artifacts))
     return Manifest(
-        _matching(fields["model"], _MODEL, "model"),
+        _matching(fields["model"], MODEL, "model"),
         _matching(fields["revision"], REVISION, "revision"),
         artifacts,
         _origin(fields["origin"]) if "origin" in fields else None,
@@ -139,7 +144,7 @@ def of_document(document: Any) -> Manifest:
 
 
 def _refuse(where: str, why: str) -> NoReturn:
-    raise BadManifest(f"manifest: {where}: {why}")
+    raise BadManifest(f"{NAME}: {where}: {why}")
 
 
 def _fields(value: Any, required: set[str], optional: set[str], where: str) -> dict[str, Any]:

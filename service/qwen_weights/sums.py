@@ -7,10 +7,10 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from . import manifest as manifests
-from .checkpoint import SUMS_NAME, is_weights, select
-from .errors import BadManifest, NotAModel
-from .manifest import Artifact, Manifest, Origin
+from qwen_weights import manifest as manifests
+from qwen_weights.checkpoint import SUMS_NAME, is_weights, select
+from qwen_weights.errors import BadManifest, NotAModel
+from qwen_weights.manifest import Artifact, Manifest, Origin
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ def read(place: str, files: Sequence[str], lists: Mapping[str, bytes]) -> Record
         rows = {artifact.path: artifact for artifact in recorded.artifacts}
         for path in select(rows):
             expected[path] = Expected(rows[path].sha256, manifests.NAME)
-    for name, sha256 in _parse(place, lists.get(SUMS_NAME, b"")).items():
+    for name, sha256 in parse(place, lists.get(SUMS_NAME, b"")).items():
         if name in files or is_weights(name):
             expected[name] = Expected(sha256, SUMS_NAME)
     return Recorded(expected, recorded)
@@ -74,10 +74,10 @@ def _manifest(place: str, content: bytes) -> Manifest:
         return manifests.parse(content.decode())
     except (ValueError, BadManifest) as error:
         path = f"{place}/{manifests.NAME}"
-        raise NotAModel(f"{path}: {error}", hint=f"Remove {path} or put it right") from error
+        raise NotAModel(f"{place}: {error}", hint=f"Remove {path} or put it right") from error
 
 
-def _parse(place: str, content: bytes) -> dict[str, str]:
+def parse(place: str, content: bytes) -> dict[str, str]:
     """As `sha256sum` writes them."""
     sums: dict[str, str] = {}
     for number, line in enumerate(content.decode(errors="replace").splitlines(), 1):

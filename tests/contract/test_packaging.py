@@ -18,10 +18,12 @@ pytestmark = pytest.mark.contract
 
 ROOT = Path(__file__).resolve().parents[2]
 BUNDLE = "qwen_deploy/_bundle/"
-BUNDLED = ("playbooks", "service/qwen_service", "service/qwen_weights", "systemd")
+BUNDLED = ("playbooks", "service/qwen_service", "systemd")
+WEIGHTS = ROOT / "service" / "qwen_weights"
 SHOW_RELEASE = """
 import hashlib
-from qwen_deploy import config, manifest, release
+from qwen_deploy import config, release
+from qwen_weights import manifest
 one = manifest.make("Qwen/Fixture", [manifest.Artifact("config.json", 1, "0" * 64)])
 for accelerator in ("cpu", "cuda"):
     made = release.make(config.Deployment(), one, accelerator)
@@ -99,8 +101,14 @@ def test_the_wheel_holds_the_program_and_all_that_goes_to_hosts(wheel: Path) -> 
     assert {name: data for name, data in files.items() if name.startswith(BUNDLE)} == (
         bundled_files()
     )
+    weights = {path for path in WEIGHTS.rglob("*") if "__pycache__" not in path.parts}
+    assert {name: data for name, data in files.items() if name.startswith("qwen_weights/")} == {
+        path.relative_to(WEIGHTS.parent).as_posix(): path.read_bytes()
+        for path in weights
+        if path.is_file()
+    }
     beside = {name.split("/")[0] for name in files}
-    assert beside == {"qwen_deploy", f"qwen_deploy-{__version__}.dist-info"}
+    assert beside == {"qwen_deploy", "qwen_weights", f"qwen_deploy-{__version__}.dist-info"}
     assert not [name for name in files if "__pycache__" in name or "/test" in name]
     assert f"qwen_deploy-{__version__}.dist-info/licenses/LICENSE" in files
 

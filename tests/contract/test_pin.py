@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from qwen_weights.manifest import Manifest
 
 from qwen_deploy import pin
 from qwen_deploy.config import Deployment
 from qwen_deploy.errors import Refused, UsageError
-from qwen_deploy.manifest import Manifest
 from qwen_deploy.pin import Choice
 from qwen_deploy.release import make
 from qwen_deploy.sources import HubUnreachable
@@ -55,6 +55,12 @@ def holds(host: FakeHost, manifest: Manifest, asked: Deployment, *, serves: bool
     if serves:
         release = make(asked, manifest, "cpu")
         host.raw |= {"current": release.id, "releases": [lying(release, made_at=1.0)]}
+
+
+def probed(**told: Any) -> dict[str, Any]:
+    """What the weights program on a host says of one source."""
+    found = {"name": "modelscope", "rate": None, "error": None, "reached": True, "final": False}
+    return found | told
 
 
 def choose(host: FakeHost, asked: Deployment, *, refresh: bool = False) -> Choice:
@@ -170,16 +176,31 @@ def test_a_folder_where_no_hub_answers_is_called_unverified(host: FakeHost, tmp_
 
 
 def test_hosts_that_reach_no_source_use_this_machines_network(hub: Hub, host: FakeHost) -> None:
-    host.probed = [{"name": "modelscope", "rate": None, "error": "no route to host"}]
+    host.probed = [probed(error="no route to host", reached=False)]
     asked = deployment(hub.endpoint, source="modelscope")
     supply = pin.supply([FakeSession(host)], asked, choose(host, asked), is_held=False)
     assert supply.lends_network
 
 
+def test_a_hub_that_is_busy_is_read_by_the_host_itself(hub: Hub, host: FakeHost) -> None:
+    host.probed = [probed(error="answered 429 Too Many Requests")]
+    asked = deployment(hub.endpoint, source="modelscope")
+    supply = pin.supply([FakeSession(host)], asked, choose(host, asked), is_held=False)
+    assert not supply.lends_network
+
+
+def test_a_hub_that_says_no_is_told_before_anything_starts(hub: Hub, host: FakeHost) -> None:
+    host.probed = [probed(error="it is gated", final=True)]
+    asked = deployment(hub.endpoint, source="modelscope")
+    with pytest.raises(Refused) as refused:
+        pin.supply([FakeSession(host)], asked, choose(host, asked), is_held=False)
+    assert refused.value.evidence == ("modelscope: it is gated",)
+
+
 def test_nobody_reaches_a_source_that_this_machine_does_not_reach_either(
     hub: Hub, host: FakeHost
 ) -> None:
-    host.probed = [{"name": "modelscope", "rate": None, "error": "no route to host"}]
+    host.probed = [probed(error="no route to host", reached=False)]
     asked = deployment(hub.endpoint, source="modelscope")
     listed = Choice(choose(host, asked).pinned)
     with pytest.raises(Refused) as refused:
@@ -190,8 +211,8 @@ def test_nobody_reaches_a_source_that_this_machine_does_not_reach_either(
 
 def test_the_quickest_source_comes_first_with_its_rate(hub: Hub, host: FakeHost) -> None:
     host.probed = [
-        {"name": "modelscope", "rate": 1e6, "error": None},
-        {"name": "huggingface", "rate": 5e6, "error": None},
+        probed(rate=1e6),
+        probed(name="huggingface", rate=5e6),
     ]
     asked = deployment(hub.endpoint)
     supply = pin.supply([FakeSession(host)], asked, choose(host, asked), is_held=False)

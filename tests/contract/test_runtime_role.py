@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from qwen_weights import manifest
+from qwen_weights.manifest import Artifact
 
-from qwen_deploy import bundle, manifest
+from qwen_deploy import bundle
 from qwen_deploy.agent import pack_agent
-from qwen_deploy.manifest import Artifact
 from tests.tiny_wheel import lock_line, make_wheel
 
 pytestmark = pytest.mark.contract
@@ -40,7 +41,7 @@ class Host:
             (folder / name).mkdir(parents=True)
         (folder / "play.yml").write_text(PLAY)
         (folder / "pip.conf").write_text("[global]\n")
-        (folder / "agent.pyz").write_bytes(pack_agent(bundle.service_dir() / "qwen_weights"))
+        (folder / "agent.pyz").write_bytes(pack_agent(bundle.weights_dir()))
         wheel = make_wheel(self.arriving, "torch")
         (folder / "lock").write_text(lock_line(wheel))
         digest = hashlib.sha256(wheel.read_bytes()).hexdigest()

@@ -14,10 +14,9 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
-from qwen_weights import entries
 from qwen_weights.fields import Fields
 from qwen_weights.manifest import parse
-from qwen_weights.sources import ByteStream, factory
+from qwen_weights.sources import ByteStream, entries, factory
 from qwen_weights.sources import Patience as AgentPatience
 
 from qwen_deploy import netproxy, sources

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -53,7 +54,9 @@ class Session:
         """The transcript."""
         shutil.rmtree(self._folder, ignore_errors=True)
         self._folder.mkdir(parents=True)
-        shutil.copytree(fixture_model(), self._folder / WEIGHTS)
+        weights = shutil.copytree(fixture_model(), self._folder / WEIGHTS)
+        listed = 'cd -- "$1" && sha256sum -- * >SHA256SUMS'  # as a hub's page offers them
+        subprocess.run(["sh", "-c", listed, "sh", str(weights)], check=True)
         host = ("--host", f"root@{self._host.address}")
         self._deploy("init", "--weights", f"./{WEIGHTS}")
         self._edit(configuration(self._host))

@@ -12,9 +12,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from qwen_deploy import manifest as manifests
+from qwen_weights import manifest as manifests
+from qwen_weights.manifest import Artifact, Manifest
+
 from qwen_deploy.agent import pack_agent
-from qwen_deploy.manifest import Artifact, Manifest
 from tests.hub.hub import Hub
 from tests.hub.repository import Commit
 from tests.hub.sample import REPO

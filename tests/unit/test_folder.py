@@ -11,9 +11,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from qwen_weights.manifest import Manifest, Origin
 
 from qwen_deploy.folder import FolderRefused, FolderReport, inspect
-from qwen_deploy.manifest import Manifest, Origin
 from tests.model_folder import INDEX, make_model, safetensors, shard_name
 
 FIRST, SECOND = shard_name(1, 2), shard_name(2, 2)
@@ -204,7 +204,7 @@ def as_pointers(folder: Path) -> Path:
         place = store / oid[:2] / oid[2:4] / oid
         place.parent.mkdir(parents=True, exist_ok=True)
         place.write_bytes(content)
-        pointer = POINTER.replace("sha256:00", f"sha256:{oid}")
+        pointer = POINTER.replace("sha256:00\nsize 3", f"sha256:{oid}\nsize {len(content)}")
         (folder / name).write_text(pointer)
     return store
 

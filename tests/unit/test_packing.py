@@ -6,12 +6,12 @@ import fcntl
 from pathlib import Path
 
 import pytest
+from qwen_weights.manifest import Artifact
+from qwen_weights.manifest import make as make_manifest
 
 from qwen_deploy import bundle
 from qwen_deploy.config import PYTORCH_CPU_INDEX, Pip, Weights
 from qwen_deploy.errors import Refused, UsageError
-from qwen_deploy.manifest import Artifact
-from qwen_deploy.manifest import make as make_manifest
 from qwen_deploy.packing import Contents, create
 from qwen_deploy.packing.wheels import index_arguments, requirements
 from qwen_deploy.sources import Pinned

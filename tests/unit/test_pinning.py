@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from qwen_weights.manifest import Origin, revision_of
 
 from qwen_deploy import sources
 from qwen_deploy.checkpoint import CheckpointRefused
 from qwen_deploy.errors import UsageError
-from qwen_deploy.manifest import Origin, revision_of
 from qwen_deploy.sources import (
     HubError,
     HubMissing,

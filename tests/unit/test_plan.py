@@ -4,9 +4,10 @@ import json
 from typing import Any
 
 import pytest
+from qwen_weights import manifest
+from qwen_weights.manifest import Artifact
 
-from qwen_deploy import facts, manifest, plan, release
-from qwen_deploy.manifest import Artifact
+from qwen_deploy import facts, plan, release
 from qwen_deploy.plan import Plan, Step
 from tests.fakes import (
     ACTIVE_SOCKET,

@@ -75,12 +75,14 @@ REFUSALS: dict[str, tuple[Release, dict[str, Any], str]] = {
     "one disk for all": (
         CPU,
         {"disks": {release.ROOT: disk(GIB), release.STATE: disk(GIB)}},
-        "the disk at / is too small for /opt/qwen-deploy: needs 1.8 GiB, has 1.0 GiB free",
+        "the disk at / is too small for /opt/qwen-deploy: 1.7 GB are to be written and "
+        "200 MB must stay free, 1.1 GB are free",
     ),
     "disk of the weights": (
         CPU,
         {"disks": {release.ROOT: disk(90 * GIB), release.STATE: disk(GIB // 10, "/var")}},
-        "the disk at /var is too small for /var/lib/qwen-deploy: needs 0.2 GiB, has 0.1 GiB free",
+        "the disk at /var is too small for /var/lib/qwen-deploy: 0 MB are to be written and "
+        "200 MB must stay free, 107 MB are free",
     ),
     "disk for CUDA": (
         CUDA,
@@ -88,7 +90,8 @@ REFUSALS: dict[str, tuple[Release, dict[str, Any], str]] = {
             "gpus": [GPU],
             "disks": {release.ROOT: disk(5 * GIB), release.STATE: disk(90 * GIB, "/v")},
         },
-        "the disk at / is too small for /opt/qwen-deploy: needs 8.6 GiB, has 5.0 GiB free",
+        "the disk at / is too small for /opt/qwen-deploy: 9.0 GB are to be written and "
+        "200 MB must stay free, 5.4 GB are free",
     ),
 }
 

@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from qwen_weights import manifest
+from qwen_weights.manifest import Artifact
 
-from qwen_deploy import manifest, release
-from qwen_deploy.manifest import Artifact
+from qwen_deploy import release
 from qwen_deploy.release import Release
 from tests.fakes import MANIFEST, MODEL, deployment, release_of
 

@@ -5,15 +5,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
-from ..manifest import Artifact
+from qwen_weights.manifest import Artifact
 
 
 class Interruption(Exception):
-    """The source failed in a way that may pass: it is asked again after a pause."""
+    """The source failed in a way that may pass: it is asked again after a pause. `is_answer` says
+    that it was reached and spoke."""
 
-    def __init__(self, message: str, *, retry_after: float | None = None) -> None:
+    def __init__(
+        self, message: str, *, retry_after: float | None = None, is_answer: bool = False
+    ) -> None:
         super().__init__(message)
         self.retry_after = retry_after
+        self.is_answer = is_answer
 
 
 class Stubborn(Interruption):

@@ -11,12 +11,12 @@ import threading
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 
-from .. import archives
-from ..archives import RandomArchive, Stream, skip
-from ..errors import Changed, Missing, WeightsError
-from ..manifest import Artifact
-from ..unpacking import Pass
-from . import Interruption
+from qwen_weights import archives
+from qwen_weights.archives import RandomArchive, skip
+from qwen_weights.archives.passing import Pass
+from qwen_weights.errors import Changed, Missing, WeightsError
+from qwen_weights.manifest import Artifact
+from qwen_weights.sources import ByteStream, Interruption
 
 
 class ArchiveSource:
@@ -47,7 +47,7 @@ class ArchiveSource:
             return None
         return self._walk(artifacts)
 
-    def open(self, artifact: Artifact, offset: int, end: int | None = None) -> Stream:
+    def open(self, artifact: Artifact, offset: int, end: int | None = None) -> ByteStream:
         try:
             stream = self._open(artifact, offset, end)
         except FileNotFoundError as error:
@@ -65,7 +65,7 @@ class ArchiveSource:
     def close(self) -> None:
         self._closed.set()
 
-    def _open(self, artifact: Artifact, offset: int, end: int | None) -> Stream:
+    def _open(self, artifact: Artifact, offset: int, end: int | None) -> ByteStream:
         name = self._member(artifact)
         kind = archives.kind_of(self._path)
         if kind not in archives.COMPRESSED:
@@ -176,7 +176,7 @@ class _Cursor:
 
     def stream(
         self, offset: int, end: int | None, is_over: Callable[[], bool], *, is_own: bool = False
-    ) -> Stream:
+    ) -> ByteStream:
         stream = _PassStream(self, self._size, offset, end, is_over, is_own=is_own)
         try:
             skip(stream.skip_into, offset - self._position)

@@ -14,8 +14,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from urllib.parse import SplitResult, unquote, urlsplit
 
-from ..errors import BadManifest, TokenRefused, Untrusted
-from . import Interruption, Stubborn, TooSlow
+from qwen_weights.errors import BadManifest, TokenRefused, Untrusted
+from qwen_weights.sources import Interruption, Stubborn, TooSlow
 
 _PORTS = {"http": 80, "https": 443}
 _CONNECT_SECONDS = 10.0

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from ..entries import Entry
-from ..errors import BadManifest
-from . import Patience, Source
+from qwen_weights.errors import BadManifest
+from qwen_weights.sources import Patience, Source
+from qwen_weights.sources.entries import Entry
 
 
 def make(entry: Entry, patience: Patience) -> Source:
@@ -17,21 +17,21 @@ def make(entry: Entry, patience: Patience) -> Source:
 
 def _make(entry: Entry, patience: Patience) -> Source:
     if entry.kind == "peer":
-        from .peer import PeerSource
+        from qwen_weights.sources.peer import PeerSource
 
         return PeerSource(entry.name, entry.url, entry.token or "")
     if entry.kind == "folder":
-        from .folder import FolderSource
+        from qwen_weights.sources.folder import FolderSource
 
         return FolderSource(entry.name, entry.path)
     if entry.kind == "archive":
-        from .archive import ArchiveSource
+        from qwen_weights.sources.archive import ArchiveSource
 
         return ArchiveSource(entry.name, entry.path, entry.prefix)
     if entry.kind == "git-lfs":
-        from .gitlfs import GitLfsSource as WebSource
+        from qwen_weights.sources.gitlfs import GitLfsSource as WebSource
     else:
-        from .http import HttpSource as WebSource  # type: ignore[assignment]
+        from qwen_weights.sources.http import HttpSource as WebSource  # type: ignore[assignment]
     return WebSource(
         entry.name,
         entry.url,

@@ -6,12 +6,12 @@ from __future__ import annotations
 import threading
 from pathlib import Path
 
-from .. import lfs
-from ..errors import Changed, Missing
-from ..inspection import is_file_of_size
-from ..manifest import Artifact
-from . import Interruption
-from .region import RegionStream
+from qwen_weights import lfs
+from qwen_weights.disk import is_file_of_size
+from qwen_weights.errors import Changed, Missing
+from qwen_weights.manifest import Artifact
+from qwen_weights.sources import Interruption
+from qwen_weights.sources.region import RegionStream
 
 
 class FolderSource:

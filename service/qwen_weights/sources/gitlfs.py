@@ -14,13 +14,13 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..errors import BadManifest, Missing
-from ..manifest import Artifact
-from . import Patience, Stubborn
-from .connect import split
-from .http import HttpStream, bearer, begin, ranged
-from .refusal import refuse
-from .web import Answer, Request, Web
+from qwen_weights.errors import BadManifest, Missing
+from qwen_weights.manifest import Artifact
+from qwen_weights.sources import Patience, Stubborn
+from qwen_weights.sources.connect import split
+from qwen_weights.sources.http import HttpStream, bearer, begin, ranged
+from qwen_weights.sources.refusal import refuse
+from qwen_weights.sources.web import Answer, Request, Web
 
 _MEDIA_TYPE = "application/vnd.git-lfs+json"
 _STALE = (401, 403, 404, 410)

@@ -7,12 +7,12 @@ import re
 from collections.abc import Mapping
 from urllib.parse import quote
 
-from ..errors import BadManifest, Changed
-from ..manifest import Artifact
-from . import Patience, Stubborn
-from .connect import split
-from .refusal import refuse
-from .web import Answer, Request, Web
+from qwen_weights.errors import BadManifest, Changed
+from qwen_weights.manifest import Artifact
+from qwen_weights.sources import Patience, Stubborn
+from qwen_weights.sources.connect import split
+from qwen_weights.sources.refusal import refuse
+from qwen_weights.sources.web import Answer, Request, Web
 
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-\d+/(\d+|\*)")
 _PLACES = re.compile(r"\{(path|query|sha256)\}")

@@ -14,10 +14,17 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..errors import BadManifest, Changed, Missing, TokenRefused, WeightsError, WrongPiece
-from ..manifest import Artifact
-from . import Interruption
-from .connect import reason, split
+from qwen_weights.errors import (
+    BadManifest,
+    Changed,
+    Missing,
+    TokenRefused,
+    WeightsError,
+    WrongPiece,
+)
+from qwen_weights.manifest import Artifact
+from qwen_weights.sources import Interruption
+from qwen_weights.sources.connect import reason, split
 
 _CONTENT_RANGE = re.compile(r"bytes (\d{1,18})-\d{1,18}/(\d{1,18})")
 _MOST_ANSWER_BYTES = 16 << 20

@@ -10,9 +10,9 @@ from contextlib import suppress
 from email.utils import parsedate_to_datetime
 from typing import NoReturn
 
-from ..errors import Changed, Missing, TokenRefused
-from . import Interruption, Stubborn
-from .web import Answer
+from qwen_weights.errors import Changed, Missing, TokenRefused
+from qwen_weights.sources import Interruption, Stubborn
+from qwen_weights.sources.web import Answer
 
 _LONGEST_MESSAGE = 300
 # Faults of the request, apart from those of its moment: 408, 425 and 429.
@@ -33,14 +33,14 @@ def refuse(
     if answer.status in (401, 403):
         if not answer.is_home:
             # The address of a storage is signed for a while; asking the hub again renews it.
-            raise Stubborn(f"its storage {answer.origin} answered {status}")
+            raise Stubborn(f"its storage {answer.origin} answered {status}", is_answer=True)
         raise TokenRefused(_no_entry(answer, source, what, status, has_token))
     if answer.status in (404, 410):
         raise Missing(f"{source} has no {what}: {status}")
     if answer.status in (409, 416):
         raise Changed(f"{what} at {source} is no longer the file of the manifest: {status}")
     kind = Stubborn if answer.status in _HARDLY_PASSES else Interruption
-    raise kind(f"answered {status}", retry_after=_retry_after(answer, clock))
+    raise kind(f"answered {status}", retry_after=_retry_after(answer, clock), is_answer=True)
 
 
 def _no_entry(answer: Answer, source: str, what: str, status: str, has_token: bool) -> str:

@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from . import Interruption
+from qwen_weights.sources import Interruption
 
 
 class RegionStream:

@@ -13,9 +13,16 @@ from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from urllib.parse import quote, urljoin
 
-from ..errors import BadManifest, Untrusted
-from . import Patience, Stubborn, TooSlow
-from .connect import Connector, Origin, basic, interruption, split, without_secrets
+from qwen_weights.errors import BadManifest, Untrusted
+from qwen_weights.sources import Patience, Stubborn, TooSlow
+from qwen_weights.sources.connect import (
+    Connector,
+    Origin,
+    basic,
+    interruption,
+    split,
+    without_secrets,
+)
 
 _REDIRECTS = (301, 302, 303, 307, 308)
 _MOST_REDIRECTS = 5

@@ -140,7 +140,7 @@ def test_what_lies_deep_in_an_archive_is_waited_for(
 def test_a_kill_at_any_moment_costs_only_what_was_on_the_wire(
     new_host: Callable[[str], Agent], tmp_path: Path
 ) -> None:
-    model = make_model(tmp_path / "large", shards=4, shard_bytes=6_000_000)
+    model = make_model(tmp_path / "large", shards=4, shard_bytes=3_000_000)
     report = report_of(model)
     total = report.manifest.total_bytes
     moments = random.Random(2)

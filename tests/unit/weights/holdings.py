@@ -8,10 +8,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from qwen_weights import manifest as manifests
-from qwen_weights import pieces
 from qwen_weights.manifest import Artifact, Manifest
-from qwen_weights.pieces import Pieces, RunningHashes
-from qwen_weights.store import Store
+from qwen_weights.store import Store, pieces
+from qwen_weights.store.pieces import Pieces, RunningHashes
 
 PIECE_BYTES = 1000
 

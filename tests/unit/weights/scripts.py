@@ -5,10 +5,10 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 
-from qwen_weights.entries import Entry
 from qwen_weights.manifest import Artifact, Manifest
-from qwen_weights.pieces import PIECE_BYTES
 from qwen_weights.sources import ByteStream, Interruption
+from qwen_weights.sources.entries import Entry
+from qwen_weights.store.pieces import PIECE_BYTES
 
 CONTENT = bytes(range(256)) * 40
 ARTIFACT = Artifact("model.safetensors", len(CONTENT), hashlib.sha256(CONTENT).hexdigest())

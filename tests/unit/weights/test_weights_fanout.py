@@ -16,9 +16,9 @@ from typing import Any
 
 import pytest
 from qwen_weights.manifest import Artifact
-from qwen_weights.pieces import PIECE_BYTES
-from qwen_weights.share import RelayServer, Share
-from qwen_weights.shelf import Shelf
+from qwen_weights.relay.share import RelayServer, Share
+from qwen_weights.relay.shelf import Shelf
+from qwen_weights.store.pieces import PIECE_BYTES
 
 from tests.fleet import (
     DEADLINE_SECONDS,

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from qwen_weights.entries import Entry
 from qwen_weights.errors import (
     ChecksumMismatch,
     DiskFull,
@@ -20,15 +19,16 @@ from qwen_weights.errors import (
     TokenRefused,
     WrongPiece,
 )
-from qwen_weights.fetch import Fetcher, Judge
 from qwen_weights.manifest import Artifact
-from qwen_weights.partial import Partial
-from qwen_weights.pool import Pool
-from qwen_weights.progress import Progress
-from qwen_weights.rate import Limiter, Rates
-from qwen_weights.reading import Reader
-from qwen_weights.shelf import Shelf
+from qwen_weights.pull.fetch import Fetcher, Judge
+from qwen_weights.pull.pool import Pool
+from qwen_weights.pull.progress import Progress
+from qwen_weights.pull.rate import Limiter, Rates
+from qwen_weights.pull.reading import Reader
+from qwen_weights.relay.shelf import Shelf
 from qwen_weights.sources import ByteStream, Interruption, Source
+from qwen_weights.sources.entries import Entry
+from qwen_weights.store.partial import Partial
 
 from tests.unit.weights.scripts import (
     ARTIFACT,
@@ -132,7 +132,9 @@ def test_another_source_continues_in_the_middle_of_a_file(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "answer", [ABSENT, raising(TokenRefused("a refused the token")), shorter], ids=str
+    "answer",
+    [ABSENT, raising(TokenRefused("a refused the token")), shorter],
+    ids=["absent", "token refused", "shorter"],
 )
 def test_a_source_that_refuses_is_passed_over(path: Path, answer: Any) -> None:
     first, second = Script("a", answer), Script("b", rest)

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from qwen_weights import disk
 from qwen_weights.__main__ import main
-from qwen_weights.holding import take_lock
+from qwen_weights.housekeeping import take_lock
 from qwen_weights.manifest import Manifest
 from qwen_weights.store import Store
 

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from qwen_weights import order as orders
-from qwen_weights import pieces
 from qwen_weights.errors import WeightsError
-from qwen_weights.inspection import load, problems
 from qwen_weights.manifest import Manifest
-from qwen_weights.pull import Pulling
+from qwen_weights.pull import order as orders
+from qwen_weights.pull.command import Pulling
+from qwen_weights.store import pieces
+from qwen_weights.store.inspection import load, problems
 
 from tests.unit.weights.holdings import manifest_of, record
 from tests.unit.weights.packed import pack

@@ -9,7 +9,7 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from qwen_weights import unpacking
+from qwen_weights.archives import passing as unpacking
 from qwen_weights.errors import Changed, HostRefused, Missing, NotAModel
 from qwen_weights.manifest import Artifact
 from qwen_weights.sources import Interruption, Source

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from qwen_weights import order as orders
-from qwen_weights.entries import EntriesFile, Entry
 from qwen_weights.errors import BadManifest
-from qwen_weights.rate import Rates
+from qwen_weights.pull import order as orders
+from qwen_weights.pull.rate import Rates
 from qwen_weights.sources import Patience
+from qwen_weights.sources.entries import EntriesFile, Entry
 
 MANIFEST = {
     "schema": 1,
@@ -81,7 +81,7 @@ WRONG_ORDERS = [
     ({"root": "relative"}, "order.json: root: should be an absolute path"),
     ({"manifests": []}, "order.json: manifests: should be a list with at least one"),
     ({"manifests": [MANIFEST, MANIFEST]}, "order.json: manifests: each revision should be"),
-    ({"manifests": [{**MANIFEST, "artifacts": []}]}, "manifest: artifacts: should be a list"),
+    ({"manifests": [{**MANIFEST, "artifacts": []}]}, "manifest.json: artifacts: should be a list"),
     ({"limits": {**LIMITS, "connections": 0}}, "order.json: limits: connections: should be a who"),
     ({"limits": {**LIMITS, "rate": "fast"}}, "order.json: limits: rate: should be a number"),
     (

@@ -6,8 +6,8 @@ import random
 from pathlib import Path
 
 import pytest
-from qwen_weights import pieces
-from qwen_weights.pieces import PIECE_BYTES, Pieces, RunningHashes
+from qwen_weights.store import pieces
+from qwen_weights.store.pieces import PIECE_BYTES, Pieces, RunningHashes
 
 CONTENT = random.Random(1).randbytes(2_500)
 SHA = hashlib.sha256(CONTENT).hexdigest()

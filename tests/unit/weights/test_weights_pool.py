@@ -6,7 +6,6 @@ import threading
 from collections.abc import Callable, Sequence
 
 import pytest
-from qwen_weights.entries import Entry
 from qwen_weights.errors import (
     BadManifest,
     Changed,
@@ -18,9 +17,10 @@ from qwen_weights.errors import (
     WeightsError,
 )
 from qwen_weights.manifest import Artifact
-from qwen_weights.pool import Pool
-from qwen_weights.progress import Progress
+from qwen_weights.pull.pool import Pool
+from qwen_weights.pull.progress import Progress
 from qwen_weights.sources import Interruption, Stubborn, TooSlow
+from qwen_weights.sources.entries import Entry
 from qwen_weights.sources.peer import PeerSource
 
 from tests.unit.weights.scripts import ARTIFACT, MANIFEST, OTHER, Script

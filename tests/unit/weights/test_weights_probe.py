@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from qwen_weights import order as orders
 from qwen_weights.__main__ import main
-from qwen_weights.entries import EntriesFile
-from qwen_weights.probe import probe
+from qwen_weights.pull import order as orders
+from qwen_weights.pull.probe import probe
+from qwen_weights.sources.entries import EntriesFile
 
 from tests.unit.weights.loopback import answering, files, serving, silent
 

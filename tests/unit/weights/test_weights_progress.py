@@ -7,7 +7,7 @@ from pathlib import Path
 
 from qwen_weights.errors import DiskFull, in_units
 from qwen_weights.manifest import Artifact, Manifest
-from qwen_weights.progress import Progress, StatusFile, failed_before
+from qwen_weights.pull.progress import Progress, StatusFile, failed_before
 
 MANIFEST = Manifest(
     "Qwen/Tiny", "a" * 40, (Artifact("a", 900, "0" * 64), Artifact("b", 100, "1" * 64))

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from qwen_weights import order as orders
 from qwen_weights.__main__ import main
 from qwen_weights.errors import (
     ChecksumMismatch,
@@ -29,8 +28,9 @@ from qwen_weights.errors import (
     TokenRefused,
     WeightsError,
 )
-from qwen_weights.progress import StatusFile
-from qwen_weights.pull import Pulling
+from qwen_weights.pull import order as orders
+from qwen_weights.pull.command import Pulling
+from qwen_weights.pull.progress import StatusFile
 
 from tests.unit.weights.loopback import Answer, Server, answering, files, in_turn, serving
 

@@ -4,7 +4,7 @@ import threading
 from datetime import datetime, time
 
 import pytest
-from qwen_weights.rate import Limiter, Rates
+from qwen_weights.pull.rate import Limiter, Rates
 
 
 class Clock(threading.Event):

@@ -12,14 +12,14 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from qwen_weights.ancestor import Pace
-from qwen_weights.detour import Detours, Lead, Moment
 from qwen_weights.errors import WrongPiece
-from qwen_weights.judge import Judge
 from qwen_weights.manifest import Artifact
-from qwen_weights.relays import Relays
-from qwen_weights.share import RelayServer, Share
-from qwen_weights.shelf import Shelf
+from qwen_weights.relay.ancestor import Pace
+from qwen_weights.relay.detour import Detours, Lead, Moment
+from qwen_weights.relay.judge import Judge
+from qwen_weights.relay.relays import Relays
+from qwen_weights.relay.share import RelayServer, Share
+from qwen_weights.relay.shelf import Shelf
 from qwen_weights.sources import Interruption
 from qwen_weights.sources.peer import PeerSource, PeerStream
 

@@ -10,12 +10,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from qwen_weights import pieces
 from qwen_weights.errors import Changed, ChecksumMismatch, DiskFull, Stopped, WrongPiece
-from qwen_weights.inspection import load, problems
 from qwen_weights.manifest import Artifact, Manifest
-from qwen_weights.repair import Means, Repair
-from qwen_weights.store import Store
+from qwen_weights.store import Store, pieces
+from qwen_weights.store.inspection import load, problems
+from qwen_weights.store.repair import Means, Repair
 
 from tests.unit.weights.holdings import hold, manifest_of, record
 

@@ -17,8 +17,8 @@ from typing import Any
 import pytest
 from qwen_weights.errors import Missing, TokenRefused, WrongPiece
 from qwen_weights.manifest import Artifact
-from qwen_weights.share import RelayServer, Share
-from qwen_weights.shelf import Shelf
+from qwen_weights.relay.share import RelayServer, Share
+from qwen_weights.relay.shelf import Shelf
 from qwen_weights.sources.peer import PeerSource, PeerStream
 
 CONTENT = bytes(range(256)) * 4096  # 1 MiB

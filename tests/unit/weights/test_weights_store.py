@@ -10,12 +10,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from qwen_weights import disk, pieces
+from qwen_weights import disk
 from qwen_weights.errors import Changed, DiskFull, Stopped
-from qwen_weights.inspection import load
-from qwen_weights.locks import open_locked
 from qwen_weights.manifest import Manifest, Origin
-from qwen_weights.store import Store
+from qwen_weights.store import Store, pieces
+from qwen_weights.store.inspection import load
+from qwen_weights.store.locks import open_locked
 
 from tests.unit.weights.holdings import digests, hold, manifest_of, sha256
 

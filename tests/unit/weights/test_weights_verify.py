@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from qwen_weights import pieces
 from qwen_weights.__main__ import main
-from qwen_weights.inspection import problems
 from qwen_weights.manifest import parse
+from qwen_weights.store import pieces
+from qwen_weights.store.inspection import problems
 
 from tests.unit.weights.holdings import manifest_of, record, sha256
 

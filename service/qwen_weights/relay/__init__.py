@@ -1,0 +1,1 @@
+"""What hosts of one rollout give each other while they pull."""
