@@ -7,8 +7,10 @@ others have.
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from qwen_weights.manifest import Manifest
@@ -28,6 +30,7 @@ from qwen_deploy.supply import Supply
 # Where there is no network, nobody shall wait for one.
 IMPATIENT = sources.Patience(tries=1, connect_seconds=3.0)
 MOST_NAMED = 3
+HUBS = ("auto", "modelscope", "huggingface", "git-lfs")
 Entries = tuple[Mapping[str, Any], ...]
 
 
@@ -46,7 +49,11 @@ class Choice:
 
 def here(deployment: Deployment, progress: Progress | None = None) -> Choice | None:
     """What lies on this machine can be told before any host is asked; None for the rest."""
-    is_here = sources.parse(deployment.model.source).kind == "path"
+    source = deployment.model.source
+    is_here = sources.parse(source).kind == "path"
+    near = difflib.get_close_matches(source, HUBS, n=1)
+    if is_here and near and not Path(source).expanduser().exists():
+        raise UsageError(f"model/source: {source}: no such folder; did you mean `{near[0]}`?")
     return Choice(_ask(deployment, None, progress=progress)) if is_here else None
 
 

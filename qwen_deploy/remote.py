@@ -10,6 +10,7 @@ import base64
 import contextlib
 import getpass
 import hashlib
+import logging
 import socket
 import threading
 from collections import deque
@@ -32,6 +33,9 @@ from qwen_deploy.errors import (
 )
 from qwen_deploy.inventory import Host
 from qwen_deploy.openssh import SshSettings, destination
+
+# What goes wrong is told in our own errors; without a handler it would be printed as well.
+logging.getLogger("paramiko").addHandler(logging.NullHandler())
 
 KEEPALIVE_SECONDS = 10
 # Unacknowledged data ends a dead connection after this long (tcp(7), TCP_USER_TIMEOUT).

@@ -164,8 +164,7 @@ def _back(
     finished = _finished(prospect, outcome, serves, started)
     with suppress(Unreachable):  # the state has said so already
         steps.record(prospect.session, run, "up", finished, tried=prospect.release.id)
-    again = f"qwen-deploy up --host {prospect.session.host.text}"
-    return _completed(failure, state, finished, hint=failure.hint or again)
+    return _completed(failure, state, finished)
 
 
 def _restore(prospect: Prospect, run: Run) -> tuple[Outcome, str, str | None]:
@@ -195,16 +194,14 @@ def fallback(facts: Facts, *, unless: str | None) -> str | None:
     return next((one for one in reversed(facts.proven) if one != unless), None)
 
 
-def _completed(
-    failure: QwenDeployError, state: str, finished: HostFinished, *, hint: str
-) -> QwenDeployError:
+def _completed(failure: QwenDeployError, state: str, finished: HostFinished) -> QwenDeployError:
     kind: type[QwenDeployError] = RolloutFailed if finished.release else NeedsAttention
     # An interruption stays one, so that scripts can tell it from a failure.
     kind = Interrupted if isinstance(failure, Interrupted) else kind
     error = kind(
         failure.message,
         host=failure.host,
-        hint=hint,
+        hint=failure.hint,
         state=state,
         evidence=failure.evidence,
         origin=failure.origin,

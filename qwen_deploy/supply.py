@@ -37,12 +37,13 @@ class Reading:
 class Supply:
     """`pinned` with its sources in the order of use. `local` are entries of sources.json that only
     one host has, `readings` what the hosts found of the common ones, `lends_network` that they read
-    through this machine's network, because theirs leads to none."""
+    through this machine's network, because theirs leads to none, `limit` bytes a second."""
 
     pinned: Pinned
     local: Mapping[str, tuple[Mapping[str, Any], ...]]
     readings: Mapping[str, tuple[Reading, ...]]
     lends_network: bool = False
+    limit: int | None = None
 
     @property
     def is_reached(self) -> bool:
@@ -71,9 +72,10 @@ class Supply:
         )
 
     def rate(self, host: str) -> float | None:
-        """Of the best source that this host reaches."""
+        """Of the best source that this host reaches, as far as it may."""
         rates = [one.rate for one in self.readings.get(host, ()) if one.error is None]
-        return max(rates, default=None)
+        best = max(rates, default=None)
+        return min(best, self.limit) if best and self.limit else best
 
     def routes(self, members: Sequence[Member], fan_out: FanOut) -> dict[str, Route]:
         line = ordered(members)
@@ -134,7 +136,8 @@ def look(
         if isinstance(result, QwenDeployError):
             raise result
         readings[session.host.name] = result
-    return Supply(_best_first(pinned, readings), local, readings)
+    limit, _ = deployment.weights.rates
+    return Supply(_best_first(pinned, readings), local, readings, limit=limit)
 
 
 def _best_first(pinned: Pinned, readings: Mapping[str, tuple[Reading, ...]]) -> Pinned:

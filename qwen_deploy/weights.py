@@ -145,6 +145,9 @@ class Transfer:
                 origin="systemd-run",
             )
         self.is_ours = done.stdout.strip() == "started"
+        if not self.is_ours:
+            joined = "the same transfer runs there already, and goes on within its own limits"
+            self._emit(Warned(self.host, joined))
 
     def _busy(self) -> QwenDeployError:
         status = self.look()

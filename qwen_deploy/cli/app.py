@@ -45,6 +45,7 @@ def root(
 
 def run(argv: Sequence[str]) -> int:
     """Runs one command line; returns its exit code (see errors.py)."""
+    Output.typed = tuple(argv)
     try:
         code = app(list(argv) or ["--help"], prog_name=app.info.name, standalone_mode=False)
     except typer.Abort:

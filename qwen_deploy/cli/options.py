@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import inspect
 import shlex
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -128,7 +127,7 @@ COMMON: dict[str, tuple[Any, Any]] = {
 
 def command_line() -> str:
     """What was typed, to be pasted again."""
-    return shlex.join(["qwen-deploy", *sys.argv[1:]])
+    return shlex.join(["qwen-deploy", *Output.typed])
 
 
 @dataclass(frozen=True, slots=True)

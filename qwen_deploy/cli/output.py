@@ -28,6 +28,7 @@ class Mode(Enum):
 
 class Output:
     _current: ClassVar[Output | None] = None
+    typed: ClassVar[tuple[str, ...]] = ()  # the arguments of this invocation, for hints
 
     def __init__(self, mode: Mode, *, verbose: bool = False) -> None:
         self.mode = mode

@@ -97,8 +97,9 @@ def transfer_cells(status: Mapping[str, Any]) -> tuple[str, ...]:
     total = status["bytes_total"]
     share = f"{status['bytes_done'] / total:.0%} of {megabytes(total)}" if total else "-"
     is_fetching = status["phase"] == "fetching"
+    is_stopped = (status.get("error") or {}).get("kind") == "stopped"
     return (
-        status["phase"],
+        "stopped" if is_stopped else status["phase"],
         status["model"],
         status["revision"],
         share,

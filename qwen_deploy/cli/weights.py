@@ -66,10 +66,15 @@ def status(common: Common) -> int:
         host = session.host.name
         common.out.value({"event": "transfer", "host": host, "status": told})
         rows.append((host, *render.transfer_cells(told)))
-        if told.get("phase") == "failed":
+        if _has_failed(told):
             common.out.note(f"{host}  weights   {told['error']['message']}")
     common.out.table(STATUS_HEADER, rows)
-    return 1 if any(told.get("phase") == "failed" for told in found.values()) else 0
+    return 1 if any(_has_failed(told) for told in found.values()) else 0
+
+
+def _has_failed(status: Mapping[str, Any]) -> bool:
+    """Somebody who ended it is no failure."""
+    return status.get("phase") == "failed" and status["error"]["kind"] != "stopped"
 
 
 def cancel(common: Common) -> int:
@@ -119,7 +124,7 @@ def verify(
         raise NeedsAttention(
             f"weights are not as they were proven on {', '.join(dict.fromkeys(damaged))}",
             state="the services run on with what they have loaded",
-            hint="qwen-deploy weights pull --repair",
+            hint="qwen-deploy weights pull --repair, with the options that brought them",
         )
     return 0
 
@@ -164,7 +169,7 @@ def prune(common: Common, yes: YesOpt = False) -> int:
     with _sessions(common) as sessions:
         asked = parallel.each(sessions, lambda session: agent.prune(session, dry_run=True))
         would = dict(zip(sessions, all_or_error(asked, common.out), strict=True))
-        _tell_removals(common, would, "would remove")
+        _tell_removals(common, would, "removes" if yes else "would remove")
         needed = [session for session, told in would.items() if told["removed"]]
         if needed and not yes and not common.out.confirm(f"Remove this on {len(needed)} hosts?"):
             raise Refused("nothing was removed: nobody agreed", hint="the same with --yes")

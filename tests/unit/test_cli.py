@@ -325,7 +325,7 @@ def test_up_stops_at_the_first_host_that_fails(program: Program, site: Site) -> 
         "    no space left\n"
         "    (output of the task on gpu-1)\n\n"
         f"gpu-1 still serves {OLD}\n\n"
-        "hint: qwen-deploy up --host root@gpu-1\n"
+        "hint: qwen-deploy up --yes\n"
     )
     assert "up.yml" not in site.hosts["gpu-2"].story
 

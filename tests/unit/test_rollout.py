@@ -253,7 +253,7 @@ def test_a_failure_before_activation_leaves_the_old_release_serving(upgrade: Sta
     assert error.origin == "output of the task on gpu-1"
     assert error.state == f"gpu-1 still serves {OLD}"
     assert (error.exit_code, error.outcome, error.serves) == (1, "rolled back", OLD)
-    assert error.hint == "qwen-deploy up --host root@gpu-1"
+    assert error.hint is None  # the same command again, which only the command line knows
     assert upgrade.host.story == ["lock", "facts", "up.yml", "facts", "record"]
     expected = audit_line(OLD, "rolled back", previous=OLD, tried=upgrade.new)
     assert upgrade.last_audit == expected
