@@ -23,7 +23,7 @@ demo: $(INSTALLED) lab-programs ## Bring a throw-away host up, ask it 你好, sh
 
 test: $(INSTALLED) test-programs ## Run every test, or those of T="tests/unit -k name"
 	$(SAY) pytest $(or $(T),everything in two processes: the lab, and beside it the rest)
-	@$(BIN)/python -m pytest $(or $(T),-n 2 --dist loadgroup)
+	@$(BIN)/python -m pytest $(or $(T),-n 2 --dist loadscope)
 
 lint: $(INSTALLED) ## Check style and types: ruff, mypy, yamllint, ansible-lint
 	$(SAY) ruff

@@ -58,6 +58,7 @@ class Group:
         self._stack = stack
         share = supply.pinned.share
         self._share = stack.enter_context(Share(share)) if share else None
+        self._sequence = supply.pinned.sequence
         self._common = tuple(one.entry for one in supply.pinned.upstreams)
         self._proxy = stack.enter_context(netproxy.serve(_dial)) if supply.lends_network else None
         self._transfers = {one.name: Transfer(one.session, emit) for one in self._members}
@@ -101,7 +102,7 @@ class Group:
         """With relays, nobody reads anything before it knows all it may read from."""
         port = self._order.settings.fan_out_port
         door = Door(member.address, port, weights.new_token()) if self._has_relays else None
-        order = replace(self._order, manifests=member.manifests, door=door)
+        order = replace(self._order, manifests=member.manifests, door=door, sequence=self._sequence)
         self._transfers[member.name].start(order, member.entries)
 
     def _doors(self) -> dict[str, Door]:

@@ -41,12 +41,14 @@ class Door:
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """What a host is to bring, and how; `entries` of sources.json may follow later."""
+    """What a host is to bring, and how; `entries` of sources.json may follow later. What is in the
+    `sequence` is read one after the other, before the rest."""
 
     manifests: tuple[Manifest, ...]
     settings: Weights
     door: Door | None = None
     repair: bool = False
+    sequence: tuple[str, ...] = ()
 
     @property
     def id(self) -> str:
@@ -69,6 +71,7 @@ class Order:
             },
             "share": _share(self.door),
             "repair": self.repair,
+            "sequence": list(self.sequence),
         }
         return json.dumps(content).encode()
 

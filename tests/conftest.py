@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
+from xdist.scheduler import LoadScopeScheduling
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """One checkout has one lab, and a module its fixtures: each stays in one process. The group of
-    the lab is the largest, so that xdist begins it first, and the rest runs beside it."""
-    for item in items:
-        is_lab = item.get_closest_marker("lab") is not None
-        item.add_marker(pytest.mark.xdist_group("lab" if is_lab else item.nodeid.split("::")[0]))
+class _ByRoom(LoadScopeScheduling):  # type: ignore[misc]  # xdist is not typed strictly
+    """One checkout has one lab, and a module its fixtures: each stays in one process. What has most
+    tests begins first, so the lab does, and the rest runs beside it."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return "lab" if nodeid.startswith("tests/lab/") else nodeid.split("::")[0]
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeScheduling:
+    return _ByRoom(config, log)

@@ -27,12 +27,13 @@ from qwen_deploy.hashes import Progress, Stamp
 
 @dataclass(frozen=True, slots=True)
 class ArchiveReport:
-    """`is_stream` says that members are best read one after the other."""
+    """`sequence` is the order in which members are to be read, one after the other, if the archive
+    is to be unpacked once only; empty where any order will do."""
 
     archive: Path
     manifest: Manifest
     members: Mapping[str, Content]
-    is_stream: bool
+    sequence: tuple[str, ...]
 
     def contents(self) -> Mapping[str, Content]:
         return self.members
@@ -63,7 +64,8 @@ def inspect(
     except OSError as error:
         raise CheckpointRefused(f"{archive}: cannot be read: {error.strerror}") from error
     contents = _contents(archive, kind, stamp, found.members)
-    return ArchiveReport(archive, found.manifest, contents, kind in archives.COMPRESSED)
+    sequence = _by_place(found.members) if kind in archives.COMPRESSED else ()
+    return ArchiveReport(archive, found.manifest, contents, sequence)
 
 
 def _find(archive: Path, model: str, tell: Tell) -> Found:
@@ -86,6 +88,10 @@ def _contents(
         return FileContent(archive, stamp, member.first, member.size)
 
     return {path: content(member) for path, member in members.items()}
+
+
+def _by_place(members: Mapping[str, Member]) -> tuple[str, ...]:
+    return tuple(sorted(members, key=lambda path: members[path].first or 0))
 
 
 def _check_unchanged(archive: Path, stamp: Stamp) -> None:

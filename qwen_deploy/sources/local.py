@@ -23,9 +23,13 @@ def pin(settings: Settings, path: Path, progress: Progress | None = None) -> Pin
     """Raises CheckpointRefused."""
     path = path.expanduser()
     cache_path = settings.cache_dir / folder.default_cache_path().name
-    inspect = archives.inspect if path.is_file() else folder.inspect
-    report = inspect(path, model=settings.name, cache_path=cache_path, progress=progress)
-    return Pinned(report.manifest, (), report, _notes(report.manifest, str(path)))
+    given: dict[str, Any] = {"cache_path": cache_path, "progress": progress}
+    if not path.is_file():
+        report = folder.inspect(path, model=settings.name, **given)
+        return Pinned(report.manifest, (), report, _notes(report.manifest, str(path)))
+    found = archives.inspect(path, model=settings.name, **given)
+    notes = _notes(found.manifest, str(path))
+    return Pinned(found.manifest, (), found, notes, found.sequence)
 
 
 def from_index(path: str, document: Mapping[str, Any]) -> Pinned:

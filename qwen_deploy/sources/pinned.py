@@ -33,9 +33,10 @@ class Upstream:
 @dataclass(frozen=True, slots=True)
 class Pinned:
     """`upstreams` are what hosts read themselves, the best first; `share` is what this machine
-    serves through a tunnel; `notes` are for the operator."""
+    serves through a tunnel, in a `sequence` where that matters; `notes` are for the operator."""
 
     manifest: Manifest
     upstreams: tuple[Upstream, ...]
     share: Shareable | None
     notes: tuple[str, ...] = ()
+    sequence: tuple[str, ...] = ()

@@ -253,3 +253,14 @@ def test_other_files_are_refused(
     (tmp_path / "archive").write_bytes(content)
     with pytest.raises(CheckpointRefused, match=reason):
         look(tmp_path / "archive")
+
+
+@pytest.mark.parametrize(("form", "has_one"), [("tar", False), ("tar.gz", True), ("zip", False)])
+def test_what_has_to_be_unpacked_from_its_start_says_in_which_order(
+    look: Inspect, model: Path, tmp_path: Path, form: str, has_one: bool
+) -> None:
+    report = look(pack(tmp_path / f"a.{form}", form, contents_of(model)))
+    paths = {artifact.path for artifact in report.manifest.artifacts}
+    assert set(report.sequence) == (paths if has_one else set())
+    starts = [getattr(report.members[path], "start", 0) for path in report.sequence]
+    assert starts == sorted(starts)

@@ -38,6 +38,7 @@ class Order:
     limits: Limits = Limits()
     share: Share | None = None
     repair: bool = False
+    sequence: tuple[str, ...] = ()
 
     @property
     def manifest_id(self) -> str:
@@ -46,7 +47,7 @@ class Order:
 
 def read(directory: Path) -> Order:
     fields = load(directory / NAME)
-    fields.allow(("schema", "root", "manifests", "limits"), ("share", "repair"))
+    fields.allow(("schema", "root", "manifests", "limits"), ("share", "repair", "sequence"))
     fields.require("schema", SCHEMA)
     root = Path(fields.text("root"))
     if not root.is_absolute():
@@ -57,6 +58,7 @@ def read(directory: Path) -> Order:
         _limits(Fields(fields.any("limits"), f"{fields.where}: limits")),
         _share(fields.any("share"), f"{fields.where}: share"),
         fields.flag("repair") if fields.has("repair") else False,
+        tuple(fields.texts("sequence")) if fields.has("sequence") else (),
     )
 
 

@@ -131,8 +131,12 @@ class Transfer:
             executor.shutdown(cancel_futures=True)
 
     def _reading_order(self, artifacts: Sequence[Artifact]) -> Iterator[Artifact]:
-        """A compressed archive is read in its own order. What follows where it breaks is for any
-        source to bring, or for the pool to say why not."""
+        """A compressed archive is read in its own order, here or on the operator's machine. What
+        follows where it breaks is for any source to bring, or for the pool to say why not."""
+        by_path = {artifact.path: artifact for artifact in artifacts}
+        yield from (by_path[path] for path in self._order.sequence if path in by_path)
+        if self._order.sequence:
+            return
         source = next(iter(self._pool.sources), None)
         order = source.reading_order(artifacts) if isinstance(source, ArchiveSource) else None
         with suppress(WeightsError, Interruption):
