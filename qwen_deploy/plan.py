@@ -107,6 +107,8 @@ def _weights_steps(model: Manifest, missing: Mapping[str, int]) -> tuple[Step, .
     if model.model not in missing:
         return ()
     size, total = missing[model.model], model.total_bytes
+    if not size:
+        return (Step("weights", f"put {model.model} together from what is there"),)
     there = f", {_megabytes(total - size)} are there" if size < total else ""
     return (Step("weights", f"bring {_megabytes(size)} of {model.model}{there}"),)
 

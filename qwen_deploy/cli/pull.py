@@ -167,7 +167,7 @@ def _tell_pulled(
     rows, codes = [], []
     for one in found:
         transfer = transfers.get(one.host)
-        outcome, code = _outcome(transfer)
+        outcome, code = _outcome(transfer, wish)
         codes.append(code)
         if transfer is not None and transfer.error:
             out.error(_failure(transfer))
@@ -182,12 +182,15 @@ def _tell_pulled(
     return 0 if wish.detach and set(codes) <= {0, 130} else gravest(tuple(codes))
 
 
-def _outcome(transfer: Transfer | None) -> tuple[str, int]:
+def _outcome(transfer: Transfer | None, wish: Wish) -> tuple[str, int]:
     if transfer is None:
         return "unchanged", 0
     if transfer.error:
         return "failed", NeedsTransfer.exit_code
-    return ("changed", 0) if transfer.phase == "done" else ("running", Interrupted.exit_code)
+    if transfer.phase != "done":
+        return "running", Interrupted.exit_code
+    was_sound = wish.repair and not transfer.status["bytes_fetched"]
+    return "unchanged" if was_sound else "changed", 0
 
 
 class NeedsTransfer(QwenDeployError):

@@ -163,7 +163,8 @@ def _plan_lines(one: Prospect, route: Route | None) -> Iterator[str]:
     from qwen_deploy.cli import render
 
     for step in one.plan.steps:
-        way = f" {render.way(one.plan.transfer_bytes, route)}" if route else ""
+        missing = one.plan.transfer_bytes
+        way = f" {render.way(missing, route)}" if route and missing else ""
         yield f"{step.stage}: {step.summary}{way if step.stage == 'weights' else ''}"
 
 

@@ -232,6 +232,7 @@ def test_what_another_revision_of_the_model_holds_is_not_brought_again() -> None
     other = manifest.make(MODEL, [Artifact("config.json", 100, "a" * 64)], "c" * 40)
     made = plan_for(raw_facts(models=[json.loads(other.to_json())]))
     assert (made.brings, made.transfer_bytes) == ((MANIFEST,), 0)
+    assert Step("weights", f"put {MODEL} together from what is there") in made.steps
 
 
 def test_a_shortened_artifact_of_the_revision_itself_is_no_copy_of_it() -> None:
