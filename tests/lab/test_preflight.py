@@ -51,7 +51,7 @@ def test_a_small_disk_is_told_with_its_mount(
 ) -> None:
     host.run(["mkdir", "-p", place])
     with host.small_disk(place, 100 << 20):
-        assert_refused(controller, host, f"the disk at {place} is too small", "0.1 GiB free")
+        assert_refused(controller, host, f"the disk at {place} is too small", "105 MB are free")
 
 
 def test_a_system_without_apt_is_told(controller: Controller, host: Host) -> None:
