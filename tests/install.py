@@ -23,7 +23,13 @@ PYTHON = VENV / "bin" / "python"
 # Without a place of its own to find PyTorch's CPU build, a machine gets it from PyTorch's index:
 # the one on PyPI brings gigabytes of CUDA.
 CPU_BUILD = ("--torch-backend", "cpu")
-OF_TESTS = {"sshd": "openssh-server", "git": "git", "git-lfs": "git-lfs", "curl": "curl"}
+OF_TESTS = {
+    "sshd": "openssh-server",
+    "git": "git",
+    "git-lfs": "git-lfs",
+    "curl": "curl",
+    "zstd": "zstd",
+}
 
 
 def main() -> None:
