@@ -12,6 +12,7 @@ from qwen_deploy.airgap import Bundle
 from qwen_deploy.facts import Facts
 from qwen_deploy.preflight import missing_bytes, wanting
 from qwen_deploy.release import Release
+from qwen_deploy.sizes import megabytes
 
 KEEP_RELEASES = 5
 
@@ -94,7 +95,7 @@ def _runtime_steps(
         wheels = bundle.wheels if bundle else None
         size = missing.get(wheels.model, 0) if wheels else 0
         source = f" from {len(wheels.artifacts)} wheels of the bundle" if wheels else ""
-        brought = f", {_megabytes(size)} to bring" if size else ""
+        brought = f", {megabytes(size)} to bring" if size else ""
         summary = f"build the {release.accelerator} environment{source}{brought}"
         steps.append(Step("runtime", summary))
     if any(path.endswith("/pip.conf") for path in differing):
@@ -109,8 +110,8 @@ def _weights_steps(model: Manifest, missing: Mapping[str, int]) -> tuple[Step, .
     size, total = missing[model.model], model.total_bytes
     if not size:
         return (Step("weights", f"put {model.model} together from what is there"),)
-    there = f", {_megabytes(total - size)} are there" if size < total else ""
-    return (Step("weights", f"bring {_megabytes(size)} of {model.model}{there}"),)
+    there = f", {megabytes(total - size)} are there" if size < total else ""
+    return (Step("weights", f"bring {megabytes(size)} of {model.model}{there}"),)
 
 
 def _service_steps(facts: Facts, release: Release, differing: tuple[str, ...]) -> tuple[Step, ...]:
@@ -204,7 +205,3 @@ def _expired(facts: Facts, release: Release) -> tuple[str, ...]:
             {f"/opt/qwen-deploy/venvs/{one['venv']}" for one in expired if one["venv"] not in venvs}
         ),
     )
-
-
-def _megabytes(size: int) -> str:
-    return f"{size / 1e6:,.1f} MB" if size < 1e9 else f"{size / 1e9:,.1f} GB"

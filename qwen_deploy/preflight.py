@@ -13,6 +13,7 @@ from qwen_deploy.airgap import Bundle
 from qwen_deploy.config import Service
 from qwen_deploy.facts import Facts
 from qwen_deploy.release import ROOT, STATE, Release, model_dir, staging_dir
+from qwen_deploy.sizes import megabytes
 
 MINIMUM_PYTHON = (3, 11)
 # The CPU lock holds the hashes of PyTorch's CPU build for this Python alone.
@@ -183,10 +184,11 @@ def _disks(facts: Facts, release: Release, bundle: Bundle | None) -> Iterator[Fi
 
 
 def _too_small(mount: str, path: str, size: int, free_bytes: int) -> Finding:
+    need, reserve, free = (megabytes(one, digits=0) for one in (size, RESERVE_BYTES, free_bytes))
     return Finding(
         "refusal",
-        f"the disk at {mount} is too small for {path}: {_units(size)} are to be written and "
-        f"{_units(RESERVE_BYTES)} must stay free, {_units(free_bytes)} are free",
+        f"the disk at {mount} is too small for {path}: {need} are to be written and "
+        f"{reserve} must stay free, {free} are free",
         f"free space on {mount}, or mount a larger disk at {path}",
     )
 
@@ -198,10 +200,6 @@ def _memory(facts: Facts, release: Release) -> Iterator[Finding]:
             "warning",
             f"the model has {_gib(size)}, the host {_gib(facts.memory_bytes)} of memory",
         )
-
-
-def _units(size: int) -> str:
-    return f"{size / 1e6:,.0f} MB" if size < 1e9 else f"{size / 1e9:,.1f} GB"
 
 
 def _gib(size: int) -> str:

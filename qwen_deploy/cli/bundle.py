@@ -123,7 +123,7 @@ def verify(common: Common, path: FileArg) -> None:
     qwen-deploy bundle verify qwen.tar --output json
     """
     from qwen_deploy import airgap
-    from qwen_deploy.cli.render import megabytes
+    from qwen_deploy.sizes import megabytes
 
     found = airgap.read(path)
     problems = found.problems(_teller(path, common.out))
@@ -149,7 +149,7 @@ def _teller(path: Path, out: Output) -> Callable[[float], None]:
 
 
 def _show(found: Bundle, out: Output) -> None:
-    from qwen_deploy.cli.render import megabytes
+    from qwen_deploy.sizes import megabytes
 
     index = found.index
     told: dict[str, Any] = {

@@ -24,6 +24,7 @@ from qwen_deploy.cli.options import (
     weights_overrides,
 )
 from qwen_deploy.errors import Interrupted, QwenDeployError, Refused, Unreachable, gravest
+from qwen_deploy.sizes import megabytes
 
 if TYPE_CHECKING:
     from qwen_weights.manifest import Manifest
@@ -147,7 +148,7 @@ def _tell_routes(out: Output, found: Sequence[Holding], routes: Mapping[str, Rou
     for one in found:
         route = routes.get(one.host)
         if route is not None:
-            size, way = render.megabytes(one.missing_bytes), render.way(one.missing_bytes, route)
+            size, way = megabytes(one.missing_bytes), render.way(one.missing_bytes, route)
             out.note(f"{one.host}  plan      weights: bring {size} {way}")
             eta = route.eta_seconds(one.missing_bytes)
             fields = {"bytes": one.missing_bytes, "from": route.text, "eta_seconds": eta}
@@ -162,7 +163,6 @@ def _tell_pulled(
     seconds: float,
     wish: Wish,
 ) -> int:
-    from qwen_deploy.cli import render
 
     rows, codes = [], []
     for one in found:
@@ -171,7 +171,7 @@ def _tell_pulled(
         codes.append(code)
         if transfer is not None and transfer.error:
             out.error(_failure(transfer))
-        size = render.megabytes(manifest.total_bytes)
+        size = megabytes(manifest.total_bytes)
         rows.append((one.host, outcome, manifest.model, manifest.revision, size, f"{seconds:.1f}"))
         fields = {"model": manifest.model, "revision": manifest.revision, "outcome": outcome}
         out.value({"event": "weights", "host": one.host, **fields})

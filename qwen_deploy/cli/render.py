@@ -18,6 +18,7 @@ from qwen_deploy.events import (
     TransferProgress,
     Warned,
 )
+from qwen_deploy.sizes import megabytes
 
 if TYPE_CHECKING:
     from qwen_deploy.supply import Route
@@ -156,10 +157,6 @@ def result_row(finished: HostFinished) -> tuple[str, ...]:
 BAR_WIDTH = 20
 MOST_RANGES = 3
 RESULT_HEADER = ("HOST", "OUTCOME", "RELEASE", "PREVIOUS", "CHANGED", "SECONDS")
-
-
-def megabytes(size: int) -> str:
-    return f"{size / 1e6:,.1f} MB" if size < 1e9 else f"{size / 1e9:,.1f} GB"
 
 
 def _row(host: str, stage: str, text: str, seconds: float | None = None) -> str:

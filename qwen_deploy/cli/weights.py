@@ -12,6 +12,7 @@ import typer
 from qwen_deploy.cli import pull
 from qwen_deploy.cli.options import Common, YesOpt, all_or_error, command, open_sessions
 from qwen_deploy.errors import NeedsAttention, Refused
+from qwen_deploy.sizes import megabytes
 
 if TYPE_CHECKING:
     from qwen_deploy.remote import Session
@@ -146,7 +147,7 @@ def list_(common: Common) -> int:
         common.out.value({"event": "weights_list", "host": host, **listing})
         rows += [(host, *render.model_cells(one)) for one in listing["models"]]
         if listing["partial_bytes"]:
-            size = render.megabytes(listing["partial_bytes"])
+            size = megabytes(listing["partial_bytes"])
             common.out.note(f"{host}  partial   {size} of unfinished transfers")
     common.out.table(LIST_HEADER, rows)
     return 0
@@ -160,7 +161,6 @@ def prune(common: Common, yes: YesOpt = False) -> int:
     qwen-deploy weights prune --yes
     """
     from qwen_deploy import agent, parallel, remote, steps
-    from qwen_deploy.cli import render
 
     def remove(session: Session) -> Mapping[str, Any]:
         with steps.locked(session, remote.operator(), "weights prune"):
@@ -175,7 +175,7 @@ def prune(common: Common, yes: YesOpt = False) -> int:
             raise Refused("nothing was removed: nobody agreed", hint="the same with --yes")
         removed = all_or_error(parallel.each(needed, remove), common.out)
     rows = [
-        (session.host.name, render.megabytes(told["bytes"]))
+        (session.host.name, megabytes(told["bytes"]))
         for session, told in zip(needed, removed, strict=True)
     ]
     for session, told in zip(needed, removed, strict=True):
@@ -185,9 +185,8 @@ def prune(common: Common, yes: YesOpt = False) -> int:
 
 
 def _tell_removals(common: Common, found: Mapping[Session, Mapping[str, Any]], what: str) -> None:
-    from qwen_deploy.cli import render
 
     for session, told in found.items():
         for one in told["removed"]:
-            size = render.megabytes(one["bytes"])
+            size = megabytes(one["bytes"])
             common.out.note(f"{session.host.name}  prune     {what} {one['path']} ({size})")

@@ -50,7 +50,7 @@ LAYERS = (
     {"folder"},
     {"netproxy"},
     {"config", "checkpoint", "content"},
-    {"bundle", "inventory", "hashes", "host_side", "tunnel", "loopback"},
+    {"bundle", "inventory", "hashes", "sizes", "host_side", "tunnel", "loopback"},
     {"errors"},
     {"events"},
     {"__init__"},
