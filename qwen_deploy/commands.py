@@ -116,13 +116,20 @@ BUSY = 75  # EX_TEMPFAIL of sysexits.h
 # Exit codes of the agent that another start would not change (service/qwen_weights/errors.py).
 FINAL_EXITS = "2 10 11 12 13 14 16 19 20 130"
 
+# Whether a status file is that of a transfer with nothing left to bring.
+_IS_DONE = """\
+is_done() { python3 -I -c '
+import json, sys
+sys.exit(json.load(open(sys.argv[1]))["phase"] != "done")' "$1" 2>/dev/null; }
+"""
+
 # Unpacks the archive on standard input into a fresh folder, then runs the rest of its arguments,
 # unless a transfer runs: the same one is joined, another one keeps the host busy. One that is done
 # and only gives to others makes room.
-_RECEIVE = """\
+_RECEIVE = f"""{_IS_DONE}\
 unit=$1 dir=$2 state=$3 id=$4; shift 4
 case $(systemctl show -p ActiveState --value "$unit") in active|activating|reloading)
-  if ! grep -q '"phase": "done"' "$dir/status.json" 2>/dev/null; then
+  if ! is_done "$dir/status.json"; then
     cat >/dev/null
     [ "$(cat "$dir/id" 2>/dev/null)" = "$id" ] || exit 75
     echo joined; exit 0
@@ -177,6 +184,10 @@ def parse_transfer_status(text: str) -> Mapping[str, Any]:
     return {**status, "phase": "failed", "error": died}
 
 
+def has_folder(path: str) -> list[str]:
+    return ["test", "-d", path]
+
+
 def replace_secret(path: str) -> list[str]:
     """Replaces a file by standard input, at once and for root's eyes."""
     put = 'umask 077; cat >"$1.new" && mv -f "$1.new" "$1"'
@@ -225,8 +236,8 @@ def cancel_transfer() -> list[str]:
     """Prints what became of it. The status stays, so that it can be looked at; one that is done
     and only gives to others ends too."""
     stop = (
-        'systemctl is-active --quiet "$1" || { echo "nothing to cancel"; exit 0; }; '
-        'grep -q \'"phase": "done"\' "$2" && said="nothing to cancel" || said=canceled; '
+        f'{_IS_DONE}systemctl is-active --quiet "$1" || {{ echo "nothing to cancel"; exit 0; }}; '
+        'is_done "$2" && said="nothing to cancel" || said=canceled; '
         'systemctl stop "$1" && echo "$said"'
     )
     return ["sh", "-c", stop, "sh", TRANSFER_UNIT, TRANSFER_STATUS]

@@ -169,6 +169,7 @@ class FakeHost:
     lost_after: str | None = None
     story: list[str] = field(default_factory=list)
     transfer: dict[str, Any] | None = None
+    removed: set[str] = field(default_factory=set)
     order: dict[str, Any] = field(default_factory=dict)
     sources: list[dict[str, Any]] = field(default_factory=list)
     probed: list[dict[str, Any]] = field(default_factory=list)
@@ -262,6 +263,8 @@ class FakeSession(Session):
             return Completed(0 if content is not None else 1, content or "", "")
         elif argv == commands.transfer_status():
             return Completed(0, f"{json.dumps(self.fake.transfer)}\nactive\n", "")
+        elif argv[:-1] == commands.has_folder("")[:-1]:
+            return Completed(int(argv[-1] in self.fake.removed), "", "")
         elif argv == commands.cancel_transfer():
             self.fake.note("close door")
         elif argv == commands.stop_transfer():

@@ -8,14 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from qwen_deploy.cli.options import (
-    Common,
-    ModelOpt,
-    RevisionOpt,
-    WeightsOpt,
-    command,
-    weights_overrides,
-)
+from qwen_deploy.cli.options import Common, ModelOptions, command
 from qwen_deploy.errors import UsageError
 
 if TYPE_CHECKING:
@@ -47,13 +40,11 @@ def register(parent: typer.Typer) -> None:
 
 def create(
     common: Common,
+    model: ModelOptions,
     path: Annotated[
         Path | None,
         typer.Argument(metavar="FILE", help="The bundle [default: MODEL-ACCELERATOR.tar]."),
     ] = None,
-    weights: WeightsOpt = None,
-    model: ModelOpt = None,
-    revision: RevisionOpt = None,
     python: Annotated[
         str, typer.Option("--python", metavar="VERSION", help="Python of the hosts.")
     ] = "3.11",
@@ -71,8 +62,7 @@ def create(
     from qwen_deploy import config, packing
 
     given = common.deployment()
-    own = weights_overrides(weights, model, revision, None, None)
-    deployment = config.override(given, own)
+    deployment = config.override(given, model.overrides())
     chosen = _accelerator(accelerator, given)
     target = path or Path(f"{deployment.model.name.rpartition('/')[2]}-{chosen}.tar")
     packing.check(target, python, chosen)

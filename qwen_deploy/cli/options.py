@@ -7,10 +7,10 @@ import inspect
 import shlex
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_type_hints
 
 import typer
 
@@ -39,90 +39,64 @@ class OutputMode(StrEnum):
 
 
 YesOpt = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
-WeightsOpt = Annotated[
-    str | None,
-    typer.Option(
-        "--weights",
-        metavar="SOURCE",
-        help="Folder, archive, host:/path, hub or mirror of the checkpoint [default: auto].",
-    ),
-]
-ModelOpt = Annotated[
-    str | None, typer.Option("--model", metavar="NAME", help="Model, as its hub names it.")
-]
-RevisionOpt = Annotated[
-    str | None, typer.Option("--revision", help="Branch, tag or commit at the hub.")
-]
 BundleOpt = Annotated[
     Path | None,
     typer.Option("--bundle", metavar="FILE", help="Take everything from a bundle; no network."),
 ]
-RefreshOpt = Annotated[
-    bool, typer.Option("--refresh", help="Ask the hub again for what the hosts already hold.")
-]
-FanOutOpt = Annotated[
-    FanOut | None, typer.Option("--fan-out", help="How several hosts share one download.")
-]
-LimitRateOpt = Annotated[
-    str | None,
-    typer.Option("--limit-rate", metavar="RATE", help="Bytes a second, like 20M, day and night."),
-]
 
 
-def weights_overrides(
-    weights: str | None,
-    model: str | None,
-    revision: str | None,
-    limit_rate: str | None,
-    fan_out: FanOut | None,
-) -> dict[str, dict[str, Any]]:
-    """What these options say in the words of qwen-deploy.yml."""
-    return {
-        "model": {"source": weights, "name": model, "revision": revision},
-        "weights": {
-            "limit_rate": limit_rate,
-            "night_rate": limit_rate,
-            "fan_out": fan_out.value if fan_out else None,
-        },
-    }
+@dataclass(frozen=True, slots=True)
+class ModelOptions:
+    """Which weights, and where they come from."""
+
+    weights: Annotated[
+        str | None,
+        typer.Option(
+            "--weights",
+            metavar="SOURCE",
+            help="Folder, archive, host:/path, hub or mirror of the checkpoint [default: auto].",
+        ),
+    ] = None
+    model: Annotated[
+        str | None, typer.Option("--model", metavar="NAME", help="Model, as its hub names it.")
+    ] = None
+    revision: Annotated[
+        str | None, typer.Option("--revision", help="Branch, tag or commit at the hub.")
+    ] = None
+
+    @property
+    def named(self) -> str | None:
+        """The first that was given."""
+        return self.weights or self.model or self.revision
+
+    def overrides(self) -> dict[str, dict[str, Any]]:
+        """The same in the words of qwen-deploy.yml."""
+        model = {"source": self.weights, "name": self.model, "revision": self.revision}
+        return {"model": model}
 
 
-COMMON: dict[str, tuple[Any, Any]] = {
-    "host": (
-        Annotated[
-            list[str],
-            typer.Option("--host", metavar="[USER@]ADDRESS[:PORT]", help="Host; may be repeated."),
-        ],
-        [],
-    ),
-    "config": (
-        Annotated[
-            Path | None,
-            typer.Option("--config", metavar="FILE", help="Instead of qwen-deploy.yml."),
-        ],
-        None,
-    ),
-    "key_file": (
-        Annotated[Path | None, typer.Option("--key-file", metavar="FILE", help="SSH private key.")],
-        None,
-    ),
-    "accept_new_host_key": (
-        Annotated[
-            bool,
-            typer.Option("--accept-new-host-key", help="Accept unknown host keys, this once."),
-        ],
-        False,
-    ),
-    "ask_sudo_password": (
-        Annotated[bool, typer.Option("--ask-sudo-password", help="Ask for the sudo password.")],
-        False,
-    ),
-    "output": (
-        Annotated[OutputMode, typer.Option("--output", help="How to print.")],
-        OutputMode.human,
-    ),
-    "verbose": (Annotated[bool, typer.Option("--verbose", help="Show every task.")], False),
-}
+@dataclass(frozen=True, slots=True)
+class TransferOptions:
+    """How weights travel to the hosts."""
+
+    refresh: Annotated[
+        bool, typer.Option("--refresh", help="Ask the hub again for what the hosts already hold.")
+    ] = False
+    limit_rate: Annotated[
+        str | None,
+        typer.Option(
+            "--limit-rate", metavar="RATE", help="Bytes a second, like 20M, day and night."
+        ),
+    ] = None
+    fan_out: Annotated[
+        FanOut | None, typer.Option("--fan-out", help="How several hosts share one download.")
+    ] = None
+
+    def overrides(self) -> dict[str, dict[str, Any]]:
+        """The same in the words of qwen-deploy.yml."""
+        fan_out = self.fan_out.value if self.fan_out else None
+        rates = {"limit_rate": self.limit_rate, "night_rate": self.limit_rate}
+        return {"weights": {**rates, "fan_out": fan_out}}
 
 
 def command_line() -> str:
@@ -132,15 +106,26 @@ def command_line() -> str:
 
 @dataclass(frozen=True, slots=True)
 class Common:
-    """The shared options of one invocation."""
+    """The options of every command that works on hosts."""
 
-    host: list[str]
-    config: Path | None
-    key_file: Path | None
-    accept_new_host_key: bool
-    ask_sudo_password: bool
-    output: OutputMode
-    verbose: bool
+    host: Annotated[
+        list[str],
+        typer.Option("--host", metavar="[USER@]ADDRESS[:PORT]", help="Host; may be repeated."),
+    ] = field(default_factory=list)
+    config: Annotated[
+        Path | None, typer.Option("--config", metavar="FILE", help="Instead of qwen-deploy.yml.")
+    ] = None
+    key_file: Annotated[
+        Path | None, typer.Option("--key-file", metavar="FILE", help="SSH private key.")
+    ] = None
+    accept_new_host_key: Annotated[
+        bool, typer.Option("--accept-new-host-key", help="Accept unknown host keys, this once.")
+    ] = False
+    ask_sudo_password: Annotated[
+        bool, typer.Option("--ask-sudo-password", help="Ask for the sudo password.")
+    ] = False
+    output: Annotated[OutputMode, typer.Option("--output", help="How to print.")] = OutputMode.human
+    verbose: Annotated[bool, typer.Option("--verbose", help="Show every task.")] = False
 
     @property
     def out(self) -> Output:
@@ -223,34 +208,47 @@ def all_or_error(results: Sequence[Result | QwenDeployError], out: Output) -> tu
 
 
 def command(app: typer.Typer, name: str) -> Callable[[Callable[..., int | None]], None]:
-    """Registers a function of `common` and own options as a command that takes both."""
+    """Registers a function as a command. Its own options are shown before those of `common`, and
+    a parameter that is a dataclass takes the options that are its fields."""
 
     def register(function: Callable[..., int | None]) -> None:
-        own = [
-            parameter
-            for parameter in inspect.signature(function, eval_str=True).parameters.values()
-            if parameter.name != "common"
-        ]
-        keyword = inspect.Parameter.KEYWORD_ONLY
-        shared = [
-            inspect.Parameter(name, keyword, annotation=annotation, default=default)
-            for name, (annotation, default) in COMMON.items()
+        taken = inspect.signature(function, eval_str=True).parameters
+        groups: dict[str, Any] = {
+            one.name: one.annotation for one in taken.values() if is_dataclass(one.annotation)
+        }
+        ordered = sorted(taken.values(), key=lambda one: one.name == "common")
+        options = [
+            option.replace(kind=inspect.Parameter.KEYWORD_ONLY)
+            for one in ordered
+            for option in (_options(groups[one.name]) if one.name in groups else (one,))
         ]
 
         @functools.wraps(function)
         def call(**given: Any) -> int | None:
-            common = Common(**{name: given.pop(name) for name in COMMON})
+            filled = {
+                name: group(**{one.name: given.pop(one.name) for one in fields(group)})
+                for name, group in groups.items()
+            }
+            common = filled["common"]
             Output.use(Mode(common.output.value), verbose=common.verbose)
-            return function(common, **given)
+            return function(**filled, **given)
 
-        call.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
-            [*(one.replace(kind=keyword) for one in own), *shared]
-        )
-        call.__annotations__ = {one.name: one.annotation for one in (*own, *shared)}
+        call.__signature__ = inspect.Signature(options)  # type: ignore[attr-defined]
+        call.__annotations__ = {one.name: one.annotation for one in options}
         del call.__wrapped__
         add(app, name, call)
 
     return register
+
+
+def _options(group: Any) -> Iterator[inspect.Parameter]:
+    """The fields of a dataclass as parameters."""
+    hints = get_type_hints(group, include_extras=True)
+    for one in fields(group):
+        default = one.default if one.default_factory is MISSING else one.default_factory()
+        yield inspect.Parameter(
+            one.name, inspect.Parameter.KEYWORD_ONLY, annotation=hints[one.name], default=default
+        )
 
 
 def add(app: typer.Typer, name: str, function: Callable[..., int | None]) -> None:

@@ -12,16 +12,11 @@ import typer
 from qwen_deploy.cli.interrupt import interruptible
 from qwen_deploy.cli.options import (
     Common,
-    FanOutOpt,
-    LimitRateOpt,
-    ModelOpt,
-    RefreshOpt,
-    RevisionOpt,
-    WeightsOpt,
+    ModelOptions,
+    TransferOptions,
     all_or_error,
     command_line,
     open_sessions,
-    weights_overrides,
 )
 from qwen_deploy.errors import Interrupted, QwenDeployError, Refused, Unreachable, gravest
 from qwen_deploy.sizes import megabytes
@@ -43,12 +38,8 @@ RETRY_SECONDS = 3.0
 
 def pull(
     common: Common,
-    weights: WeightsOpt = None,
-    model: ModelOpt = None,
-    revision: RevisionOpt = None,
-    refresh: RefreshOpt = False,
-    limit_rate: LimitRateOpt = None,
-    fan_out: FanOutOpt = None,
+    model: ModelOptions,
+    transfer: TransferOptions,
     repair: Annotated[
         bool, typer.Option("--repair", help="Prove what is there and fetch only what is damaged.")
     ] = False,
@@ -64,9 +55,9 @@ def pull(
     """
     from qwen_deploy import config
 
-    own = weights_overrides(weights, model, revision, limit_rate, fan_out)
+    own = {**model.overrides(), **transfer.overrides()}
     deployment = config.override(common.deployment(), own)
-    wish = Wish(deployment, refresh=refresh, repair=repair, detach=detach)
+    wish = Wish(deployment, refresh=transfer.refresh, repair=repair, detach=detach)
     with interruptible(common.out) as is_interrupted:
         return patiently(lambda: _pull(common, wish, is_interrupted), common.out, is_interrupted)
 
@@ -163,7 +154,6 @@ def _tell_pulled(
     seconds: float,
     wish: Wish,
 ) -> int:
-
     rows, codes = [], []
     for one in found:
         transfer = transfers.get(one.host)

@@ -15,16 +15,11 @@ from qwen_deploy.cli.interrupt import interruptible
 from qwen_deploy.cli.options import (
     BundleOpt,
     Common,
-    FanOutOpt,
-    LimitRateOpt,
-    ModelOpt,
-    RefreshOpt,
-    RevisionOpt,
-    WeightsOpt,
+    ModelOptions,
+    TransferOptions,
     YesOpt,
     all_or_error,
     open_sessions,
-    weights_overrides,
 )
 from qwen_deploy.cli.turn import in_turn, print_results, run_for
 from qwen_deploy.errors import QwenDeployError, Refused, UsageError
@@ -45,12 +40,8 @@ if TYPE_CHECKING:
 
 def up(
     common: Common,
-    weights: WeightsOpt = None,
-    model: ModelOpt = None,
-    revision: RevisionOpt = None,
-    refresh: RefreshOpt = False,
-    limit_rate: LimitRateOpt = None,
-    fan_out: FanOutOpt = None,
+    model: ModelOptions,
+    transfer: TransferOptions,
     bundle: BundleOpt = None,
     port: Annotated[int | None, typer.Option("--port", help="Port to serve on.")] = None,
     no_auth: Annotated[
@@ -69,10 +60,10 @@ def up(
     """
     from qwen_deploy import airgap, config, pin, prospect
 
-    own = weights_overrides(weights, model, revision, limit_rate, fan_out)
-    own["service"] = {"port": port, "auth": False if no_auth else None}
+    service = {"port": port, "auth": False if no_auth else None}
+    own = {**model.overrides(), **transfer.overrides(), "service": service}
     deployment = config.override(common.deployment(), own)
-    packed = _opened(bundle, weights or model or revision)
+    packed = _opened(bundle, model.named)
     deployment = airgap.settle(deployment, packed) if packed else deployment
     user_key = _user_key(deployment, replace_key=new_api_key)
     settings = common.ssh(deployment)
@@ -82,7 +73,7 @@ def up(
         open_sessions(hosts, settings, common.out) as sessions,
         packed.uv() if packed else nullcontext() as uv,
     ):
-        choice = choice or pin.choose(sessions, deployment, refresh=refresh)
+        choice = choice or pin.choose(sessions, deployment, refresh=transfer.refresh)
         wanted = prospect.want(deployment, choice.pinned, user_key, bundle=packed, uv=uv)
         fleet = _looked(sessions, wanted, choice, common.out)
         if not _agreed(fleet, common.out, yes):

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 Answer = TypeVar("Answer")
 STATUS_HEADER = ("HOST", "PHASE", "MODEL", "REVISION", "DONE", "RATE", "LEFT", "SOURCE")
+REMOVED = "removed"  # what `status` adds to the phases of the agent
 LIST_HEADER = ("HOST", "MODEL", "REVISION", "SIZE", "PROOF", "VERIFIED", "USED BY")
 
 
@@ -58,10 +59,18 @@ def status(common: Common) -> int:
 
     qwen-deploy weights status --output json
     """
+    from qwen_deploy import commands
     from qwen_deploy.cli import render
     from qwen_deploy.weights import Transfer
 
-    found = _each(common, lambda session: Transfer(session, common.out.event).look())
+    def look(session: Session) -> Mapping[str, Any]:
+        told = Transfer(session, common.out.event).look()
+        if told.get("phase") != "done":
+            return told
+        is_there = session.run(commands.has_folder(told["directory"]), root=True).ok
+        return told if is_there else {**told, "phase": REMOVED}
+
+    found = _each(common, look)
     rows = []
     for session, told in found.items():
         host = session.host.name
@@ -69,6 +78,8 @@ def status(common: Common) -> int:
         rows.append((host, *render.transfer_cells(told)))
         if _has_failed(told):
             common.out.note(f"{host}  weights   {told['error']['message']}")
+        if told.get("phase") == REMOVED:
+            common.out.note(f"{host}  weights   brought, but {told['directory']} is gone now")
     common.out.table(STATUS_HEADER, rows)
     return 1 if any(_has_failed(told) for told in found.values()) else 0
 
@@ -185,7 +196,6 @@ def prune(common: Common, yes: YesOpt = False) -> int:
 
 
 def _tell_removals(common: Common, found: Mapping[Session, Mapping[str, Any]], what: str) -> None:
-
     for session, told in found.items():
         for one in told["removed"]:
             size = megabytes(one["bytes"])

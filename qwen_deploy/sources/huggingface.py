@@ -6,7 +6,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
@@ -15,13 +15,8 @@ from qwen_weights.manifest import Origin
 from qwen_deploy.sources import listing, upstreams
 from qwen_deploy.sources.listing import Listed, Listing
 from qwen_deploy.sources.pinned import Upstream
-from qwen_deploy.sources.refusals import (
-    HubError,
-    HubMissing,
-    HubRefused,
-    HubUnreachable,
-    ListRefused,
-)
+from qwen_deploy.sources.place import Place
+from qwen_deploy.sources.refusals import HubError, HubRefused, HubUnreachable, ListRefused
 from qwen_deploy.sources.settings import Endpoint, HubName, Settings, endpoint
 from qwen_deploy.sources.wire import Wire
 
@@ -32,27 +27,12 @@ if TYPE_CHECKING:
 NAME: HubName = "huggingface"
 BRANCH = "main"
 _CLIENT = "qwen-deploy"
-_NAMES_TOKEN_FILE = "name a file with your token: weights/huggingface_token_file"
 
 
 def ask(settings: Settings, wire: Wire, url: str | None = None, name: str = NAME) -> Listing:
     """What the revision holds now. Raises a HubError."""
     at = endpoint(settings, NAME, url)
     return _Repository(settings, wire, at, name).listing()
-
-
-@dataclass(frozen=True, slots=True)
-class _Place:
-    endpoint: Endpoint
-    repo: str
-    revision: str | None
-
-    def __str__(self) -> str:
-        return f"{self.endpoint.host}/{self.repo}"
-
-    @property
-    def url(self) -> str:
-        return f"{self.endpoint.url}/{self.repo}"
 
 
 class _Repository:
@@ -65,7 +45,8 @@ class _Repository:
         self._settings = settings
         self._name = name
         at = signed_in(at)
-        self._place = _Place(at, settings.name, settings.revision)
+        repo = settings.name
+        self._place = Place(NAME, at, repo, settings.revision, BRANCH, f"{at.url}/{repo}")
 
     def listing(self) -> Listing:
         with _typed(self._place):
@@ -83,9 +64,10 @@ class _Repository:
         from huggingface_hub import get_session, hf_raise_for_status
 
         with _typed(self._place):
-            token = self._place.endpoint.token
-            headers = {"Authorization": f"Bearer {token}"} if token else {}
-            url = f"{self._place.url}/resolve/{commit}/{quote(row.path)}"
+            at = self._place.endpoint
+            headers = {"Authorization": f"Bearer {at.token}"} if at.token else {}
+            template = _address(at, self._place.repo, commit)
+            url = template.replace("{path}", quote(row.path))
             answer = get_session().get(url, headers=headers)
             if answer.status_code == 404:
                 raise listing.broken_promise(str(self._place), row.path, answer.status_code)
@@ -93,9 +75,12 @@ class _Repository:
             return answer.content
 
 
+def _address(at: Endpoint, repo: str, commit: str) -> str:
+    return f"{at.url}/{repo}/resolve/{commit}/{{path}}"
+
+
 def upstream(settings: Settings, at: Endpoint, repo: str, commit: str, name: str) -> Upstream:
-    url = f"{at.url}/{repo}/resolve/{commit}/{{path}}"
-    return upstreams.wan(settings, name, url, token=at.token)
+    return upstreams.wan(settings, name, _address(at, repo, commit), token=at.token)
 
 
 def _client(wire: Wire) -> httpx2.Client:
@@ -117,7 +102,7 @@ def signed_in(at: Endpoint) -> Endpoint:
     return replace(at, token=at.token or get_token()) if at.is_official else at
 
 
-def _rows(place: _Place) -> tuple[str, list[Listed]]:
+def _rows(place: Place) -> tuple[str, list[Listed]]:
     from huggingface_hub import HfApi
     from huggingface_hub.hf_api import RepoFile
 
@@ -137,7 +122,7 @@ def _listed(row: Any) -> Listed:
 
 
 @contextmanager
-def _typed(place: _Place) -> Iterator[None]:
+def _typed(place: Place) -> Iterator[None]:
     import httpx2
     from huggingface_hub import errors
 
@@ -154,45 +139,35 @@ def _typed(place: _Place) -> Iterator[None]:
         raise ListRefused(f"{place} does not answer as Hugging Face does") from error
 
 
-def _refusal(place: _Place, error: HfHubHTTPError) -> HubError:
+def _refusal(place: Place, error: HfHubHTTPError) -> HubError:
     from huggingface_hub import errors
 
     at, status = place.endpoint, error.response.status_code
     if isinstance(error, errors.GatedRepoError):
         return _gated(place)
     if isinstance(error, errors.RevisionNotFoundError):
-        return HubMissing(
-            f"{place} has no revision `{place.revision or BRANCH}`",
-            hint=f"Leave model/revision out for the newest of `{BRANCH}`",
-        )
+        return place.without_revision()
     if isinstance(error, errors.RepositoryNotFoundError):
-        seen = "" if at.token else ", or shows it to no stranger"
-        hint = f"Compare model/name with {place.url}"
-        return HubMissing(
-            f"{at.host} has no model {place.repo}{seen}",
-            hint=hint if at.token else f"{hint}; if it is private, {_NAMES_TOKEN_FILE}",
-        )
+        return place.without_model()
     if status == 401 and at.token:
         return HubRefused(
-            f"{at.host} does not know the token of {at.token_file or 'this machine'}",
-            hint=f"Make one at {at.url}/settings/tokens and {_NAMES_TOKEN_FILE}",
+            f"{at.host} does not know the token of {place.whose_token}",
+            hint=f"Make one at {at.url}/settings/tokens and {place.names_token_file}",
         )
     if status in (401, 403):
         return HubRefused(f"{at.host} refuses {place.repo}: {_said(error)}")
     return HubUnreachable(f"{at.host} answers {status} for {place.repo}")
 
 
-def _gated(place: _Place) -> HubRefused:
-    at = place.endpoint
-    if at.token:
-        whose = at.token_file or "this machine"
+def _gated(place: Place) -> HubRefused:
+    if place.endpoint.token:
         return HubRefused(
-            f"{place} is gated, and the account of the token of {whose} has no access",
-            hint=f"Ask for access at {place.url}",
+            f"{place} is gated, and the account of the token of {place.whose_token} has no access",
+            hint=f"Ask for access at {place.page}",
         )
     return HubRefused(
         f"{place} is gated: it is for accounts that asked, and no token was given",
-        hint=f"Ask for access at {place.url}, then {_NAMES_TOKEN_FILE}",
+        hint=f"Ask for access at {place.page}, then {place.names_token_file}",
     )
 
 

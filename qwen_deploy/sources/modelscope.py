@@ -12,7 +12,7 @@ import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
@@ -22,6 +22,7 @@ from qwen_weights.manifest import Origin
 from qwen_deploy.sources import listing, upstreams
 from qwen_deploy.sources.listing import Listed, Listing
 from qwen_deploy.sources.pinned import Upstream
+from qwen_deploy.sources.place import Place
 from qwen_deploy.sources.refusals import (
     HubError,
     HubMissing,
@@ -39,7 +40,6 @@ if TYPE_CHECKING:
 NAME: HubName = "modelscope"
 BRANCH = "master"
 _COMMIT = re.compile(r"[0-9a-f]{40}")
-_NAMES_TOKEN_FILE = "name a file with your token: weights/modelscope_token_file"
 
 
 def ask(settings: Settings, wire: Wire, url: str | None = None, name: str = NAME) -> Listing:
@@ -48,26 +48,13 @@ def ask(settings: Settings, wire: Wire, url: str | None = None, name: str = NAME
     return _Repository(settings, wire, at, name).listing()
 
 
-@dataclass(frozen=True, slots=True)
-class _Place:
-    endpoint: Endpoint
-    repo: str
-    revision: str | None
-
-    def __str__(self) -> str:
-        return f"{self.endpoint.host}/{self.repo}"
-
-    @property
-    def page(self) -> str:
-        return f"{self.endpoint.url}/models/{self.repo}"
-
-
 class _Repository:
     def __init__(self, settings: Settings, wire: Wire, at: Endpoint, name: str) -> None:
         at = signed_in(at)
         self._settings = settings
         self._name = name
-        self._place = _Place(at, settings.name, settings.revision)
+        repo = settings.name
+        self._place = Place(NAME, at, repo, settings.revision, BRANCH, f"{at.url}/models/{repo}")
         self._adapter = _adapter(wire)
         self._api = _api(at, self._adapter)
 
@@ -164,7 +151,7 @@ def signed_in(at: Endpoint) -> Endpoint:
 
 
 @contextmanager
-def _typed(place: _Place, api: HubApi) -> Iterator[None]:
+def _typed(place: Place, api: HubApi) -> Iterator[None]:
     import modelscope_hub
     import requests
 
@@ -183,40 +170,31 @@ def _typed(place: _Place, api: HubApi) -> Iterator[None]:
         raise ListRefused(f"{place} does not answer as ModelScope does") from error
 
 
-def _missing(place: _Place, api: HubApi) -> HubMissing:
+def _missing(place: Place, api: HubApi) -> HubMissing:
     import modelscope_hub
 
     try:
         api.legacy.get_repo_info(place.repo, "model")
     except (modelscope_hub.HubError, ValueError):
-        seen = "" if place.endpoint.token else ", or shows it to no stranger"
-        hint = f"Compare model/name with {place.page}"
-        return HubMissing(
-            f"{place.endpoint.host} has no model {place.repo}{seen}",
-            hint=hint if place.endpoint.token else f"{hint}; if it is private, {_NAMES_TOKEN_FILE}",
-        )
-    return HubMissing(
-        f"{place} has no revision `{place.revision or BRANCH}`",
-        hint=f"Leave model/revision out for the newest of `{BRANCH}`",
-    )
+        return place.without_model()
+    return place.without_revision()
 
 
-def _refusal(place: _Place, error: APIError) -> HubError:
+def _refusal(place: Place, error: APIError) -> HubError:
     at, status = place.endpoint, error.status_code
     if status not in (401, 403):
         return HubUnreachable(f"{at.host} answers {status} for {place.repo}: {error.message}")
     if not at.token:
         return HubRefused(
             f"{place} is for accounts that may read it, and no token was given: {error.message}",
-            hint=f"Ask for access at {place.page}, then {_NAMES_TOKEN_FILE}",
+            hint=f"Ask for access at {place.page}, then {place.names_token_file}",
         )
-    whose = at.token_file or "this machine"
     if status == 401:
         return HubRefused(
-            f"{at.host} does not take the token of {whose}: {error.message}",
-            hint=f"Make one at {at.url}/my/myaccesstoken and {_NAMES_TOKEN_FILE}",
+            f"{at.host} does not take the token of {place.whose_token}: {error.message}",
+            hint=f"Make one at {at.url}/my/myaccesstoken and {place.names_token_file}",
         )
     return HubRefused(
-        f"{place} is not for the account of the token of {whose}: {error.message}",
+        f"{place} is not for the account of the token of {place.whose_token}: {error.message}",
         hint=f"Ask for access at {place.page}",
     )

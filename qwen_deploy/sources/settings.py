@@ -95,8 +95,9 @@ def _url(text: str, url: str) -> str:
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise UsageError(
-            f"model/source: {text}: should begin with https:// or http://",
-            hint="Clone it here, and name the folder",
+            f"model/source: {text}: a URL should begin with https:// or http://",
+            hint="Fetch it here, and name the folder or archive; "
+            "or host:/PATH, where it lies on the hosts",
         )
     if parts.username or parts.password:
         raise UsageError(

@@ -163,7 +163,11 @@ _REASONS = {
     62: "its certificate is for another name",
     64: "its certificate is for another address",
 }
-_HINTS = {_UNTRUSTED: "Name its authority's certificate: weights/ca_file"}
+_PLAIN = "it answered plain HTTP instead of TLS"
+_HINTS = {
+    _UNTRUSTED: "Name its authority's certificate: weights/ca_file",
+    _PLAIN: "Name it with http:// instead of https://",
+}
 
 
 def _trust(ca_file: Path | None) -> ssl.SSLContext:
@@ -220,6 +224,8 @@ def _cause(error: Exception) -> str:
     while cause is not None:
         if isinstance(cause, ssl.SSLCertVerificationError):
             return _REASONS.get(cause.verify_code, _UNTRUSTED)
+        if isinstance(cause, ssl.SSLError) and cause.reason == "WRONG_VERSION_NUMBER":
+            return _PLAIN
         if isinstance(cause, ssl.SSLError):
             return f"no TLS there: {cause.reason or cause}"
         if isinstance(cause, OSError) and cause.strerror:

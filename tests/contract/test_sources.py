@@ -372,6 +372,14 @@ def test_certificates_are_checked(tmp_path: Path, model: Path, source: str) -> N
         assert all(one.entry["ca"] == certificate.pem for one in pinned.upstreams)
 
 
+def test_a_mirror_without_tls_is_to_be_named_with_http(ask: Asker, hub: Hub) -> None:
+    failed = ask.fails(hub.endpoint.replace("http:", "https:"), HubUnreachable)
+    assert failed.message.endswith(
+        "cannot be reached from here: it answered plain HTTP instead of TLS"
+    )
+    assert failed.hint == "Name it with http:// instead of https://"
+
+
 def test_a_certificate_from_the_future_is_told(tmp_path: Path, model: Path) -> None:
     certificate = Certificate(begins_in_days=2)
     (tmp_path / "ca.pem").write_text(certificate.pem)

@@ -15,7 +15,7 @@ from qwen_deploy.archive import ArchiveReport
 from qwen_deploy.checkpoint import CheckpointRefused
 from qwen_deploy.share import Share
 from tests.model_folder import make_model, shard_name
-from tests.unit.weights.packed import compress, pack, special, tar_bytes
+from tests.packed import compress, pack, special, tar_bytes
 
 KINDS = ("tar", "tar.gz", "tar.zst", "zip", "zip-stored")
 FIRST, SECOND = shard_name(1, 2), shard_name(2, 2)

@@ -409,6 +409,35 @@ def test_status_in_json_is_an_object_for_each_host(program: Program, site: Site)
     assert [one["host"] for one in printed.objects] == ["gpu-1", "gpu-2"]
 
 
+TRANSFER: dict[str, Any] = {
+    "phase": "done",
+    "model": "Qwen/Tiny",
+    "revision": "w-1",
+    "directory": "/var/lib/qwen-deploy/models/Qwen--Tiny/w-1",
+    "bytes_done": 2_000_000,
+    "bytes_total": 2_000_000,
+}
+
+
+def test_weights_that_were_removed_since_are_not_told_as_there(
+    program: Program, site: Site
+) -> None:
+    for fake in site.hosts.values():
+        fake.transfer = TRANSFER
+    site.hosts["gpu-2"].removed.add(TRANSFER["directory"])
+    printed = program("weights", "status")
+    assert printed.code == 0
+    assert printed.err == (
+        "gpu-2  weights   brought, but /var/lib/qwen-deploy/models/Qwen--Tiny/w-1 is gone now\n"
+    )
+    assert [line.split()[:2] for line in printed.out.splitlines()[1:]] == [
+        ["gpu-1", "done"],
+        ["gpu-2", "removed"],
+    ]
+    told = program("weights", "status", "--output", "json").objects
+    assert [one["status"]["phase"] for one in told] == ["done", "removed"]
+
+
 def test_the_gravest_failure_is_the_exit_code(program: Program, site: Site) -> None:
     site.unreachable["gpu-2"] = Unreachable("`gpu-2` cannot be reached", host="gpu-2")
     assert program("status").code == 5

@@ -5,6 +5,7 @@ import os
 import shlex
 import socket
 import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ SIMPLE = {
         "journalctl --unit qwen.service --no-pager --output short-iso --lines 5 --follow",
     ),
     "file": (commands.read_file("/etc/a b"), "cat -- '/etc/a b'"),
+    "folder": (commands.has_folder("/var/a b"), "test -d '/var/a b'"),
     "lock file": (commands.remove_lock(), "rm -f /run/qwen-deploy.lock"),
 }
 
@@ -119,6 +121,52 @@ def test_the_same_transfer_is_joined_and_another_one_keeps_the_host_busy(
     assert (joined.returncode, joined.stdout) == (0, b"joined\n")
     assert start_here(tmp_path, "ffff", unit).returncode == commands.BUSY
     assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("separators", [(", ", ": "), (",", ":")])
+def test_a_transfer_that_is_done_makes_room(tmp_path: Path, separators: tuple[str, str]) -> None:
+    start_here(tmp_path, "0a1b", "inactive")
+    status = json.dumps(
+        {"sources": [{"phase": "fetching"}], "phase": "done"}, separators=separators
+    )
+    (tmp_path / "run" / "status.json").write_text(status)
+    done = start_here(tmp_path, "ffff", "active")
+    assert (done.returncode, done.stdout) == (0, b"started\n")
+
+
+@pytest.mark.parametrize(
+    "status", ["", "null", '{"phase"', '{"phase": "fetching", "sources": [{"phase": "done"}]}']
+)
+def test_a_transfer_that_is_not_known_to_be_done_is_left_alone(tmp_path: Path, status: str) -> None:
+    start_here(tmp_path, "0a1b", "inactive")
+    (tmp_path / "run" / "status.json").write_text(status)
+    assert start_here(tmp_path, "ffff", "active").returncode == commands.BUSY
+
+
+@pytest.mark.parametrize(
+    ("status", "is_active", "said"),
+    [
+        ('{"phase": "fetching"}', True, "canceled"),
+        ('{"phase":"done"}', True, "nothing to cancel"),
+        ("", True, "canceled"),
+        ('{"phase": "fetching"}', False, "nothing to cancel"),
+    ],
+)
+def test_a_cancel_says_what_became_of_the_transfer(
+    tmp_path: Path, programs: Path, status: str, is_active: bool, said: str
+) -> None:
+    install(programs, "systemctl", f"[ $1 = stop ] || exit {0 if is_active else 3}")
+    (programs / "python3").symlink_to(sys.executable)
+    path = tmp_path / "status.json"
+    path.write_text(status)
+    script = commands.cancel_transfer()[2]
+    done = subprocess.run(
+        [str(programs / "sh"), "-c", script, "sh", "u.service", str(path)],
+        capture_output=True,
+        text=True,
+        env={"PATH": str(programs)},
+    )
+    assert (done.returncode, done.stdout) == (0, f"{said}\n")
 
 
 STATUS = {"phase": "fetching", "bytes_done": 1}

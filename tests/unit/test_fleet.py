@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from qwen_deploy import commands, fleet
+from qwen_deploy import commands, fleet, weights
 from qwen_deploy.chain import Member
 from qwen_deploy.config import Weights
 from qwen_deploy.errors import Refused
@@ -25,6 +25,11 @@ DONE = {
     "source": "",
     "share": {"address": "192.0.2.1", "port": 7001},
 }
+
+
+@pytest.fixture(autouse=True)
+def _quick_looks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(weights, "POLL_SECONDS", 0.01)
 
 
 class FakeFleet:

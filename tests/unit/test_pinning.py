@@ -61,10 +61,10 @@ def test_a_source_is_told_by_its_text(text: str, source: Source) -> None:
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        ("git-lfs+ssh://git@git.lan/a", "should begin with https:// or http://"),
-        ("git-lfs+file:///srv/a", "should begin with https:// or http://"),
-        ("ftp://files.lan/x", "should begin with https:// or http://"),
-        ("https:///x", "should begin with https:// or http://"),
+        ("git-lfs+ssh://git@git.lan/a", "a URL should begin with https:// or http://"),
+        ("git-lfs+file:///srv/a", "a URL should begin with https:// or http://"),
+        ("ftp://files.lan/x", "a URL should begin with https:// or http://"),
+        ("https:///x", "a URL should begin with https:// or http://"),
         ("host:data", "should be host:/ and a path"),
         ("https://me:secret@files.lan/x", "a URL on files.lan holds a password"),
     ],
@@ -74,6 +74,17 @@ def test_what_names_no_source_is_refused(text: str, reason: str) -> None:
         sources.parse(text)
     assert reason in refused.value.message
     assert "secret" not in refused.value.message
+
+
+def test_a_url_of_another_kind_is_told_what_is_taken_instead() -> None:
+    with pytest.raises(UsageError) as refused:
+        sources.parse("ftp://files.lan/x")
+    assert refused.value.message == (
+        "model/source: ftp://files.lan/x: a URL should begin with https:// or http://"
+    )
+    assert refused.value.hint == (
+        "Fetch it here, and name the folder or archive; or host:/PATH, where it lies on the hosts"
+    )
 
 
 def test_an_endpoint_is_the_nearest_that_was_named(

@@ -11,7 +11,7 @@ import time
 from base64 import b64encode
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from urllib.parse import SplitResult, unquote, urlsplit
 
 from qwen_weights.errors import BadManifest, TokenRefused, Untrusted
@@ -23,6 +23,8 @@ _TUNNEL_BUFFER_BYTES = 256 << 10
 # Of OpenSSL: X509_verify_cert_error_string(3).
 _NOT_YET_VALID, _EXPIRED = 9, 10
 _WRONG_NAME = (62, 64)
+# What OpenSSL calls an answer that is no record of TLS.
+_NO_RECORD = "WRONG_VERSION_NUMBER"
 
 
 @dataclass(frozen=True)
@@ -172,6 +174,11 @@ class Connector:
             raise Untrusted(self._distrust(error, origin)) from error
         except OSError as error:
             self.release(sock)
+            if getattr(error, "reason", None) == _NO_RECORD:
+                plain_origin = replace(origin, scheme="http")
+                raise Interruption(
+                    f"no TLS with {origin}: the server answered plain HTTP: use {plain_origin}"
+                ) from error
             raise interruption(error, f"no TLS with {origin}: ") from error
         return sock
 

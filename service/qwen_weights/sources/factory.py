@@ -29,16 +29,9 @@ def _make(entry: Entry, patience: Patience) -> Source:
 
         return ArchiveSource(entry.name, entry.path, entry.prefix)
     if entry.kind == "git-lfs":
-        from qwen_weights.sources.gitlfs import GitLfsSource as WebSource
-    else:
-        from qwen_weights.sources.http import HttpSource as WebSource  # type: ignore[assignment]
-    return WebSource(
-        entry.name,
-        entry.url,
-        token=entry.token,
-        headers=dict(entry.headers),
-        proxy=entry.proxy,
-        ca=entry.ca,
-        is_wan=entry.wan,
-        patience=patience,
-    )
+        from qwen_weights.sources.gitlfs import GitLfsSource
+
+        return GitLfsSource(entry, patience)
+    from qwen_weights.sources.http import HttpSource
+
+    return HttpSource(entry, patience)

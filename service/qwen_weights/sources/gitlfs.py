@@ -18,9 +18,10 @@ from qwen_weights.errors import BadManifest, Missing
 from qwen_weights.manifest import Artifact
 from qwen_weights.sources import Patience, Stubborn
 from qwen_weights.sources.connect import split
-from qwen_weights.sources.http import HttpStream, bearer, begin, ranged
+from qwen_weights.sources.entries import Entry
+from qwen_weights.sources.http import WebSource, ranged
 from qwen_weights.sources.refusal import refuse
-from qwen_weights.sources.web import Answer, Request, Web
+from qwen_weights.sources.web import Answer, Request
 
 _MEDIA_TYPE = "application/vnd.git-lfs+json"
 _STALE = (401, 403, 404, 410)
@@ -36,48 +37,27 @@ class _Action:
     ends_at: float
 
 
-class GitLfsSource:
+class GitLfsSource(WebSource):
     def __init__(
         self,
-        name: str,
-        url: str,
-        *,
-        token: str | None = None,
-        headers: Mapping[str, str] | None = None,
-        proxy: str | None = None,
-        ca: str | None = None,
-        is_wan: bool = True,
+        entry: Entry,
         patience: Patience | None = None,
+        *,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._origin = split(url)[1]
-        self.name = name
-        self.is_wan = is_wan
-        self.has_ranges = True
-        self._url = url.rstrip("/") + "/objects/batch"
-        self._has_token = token is not None
-        self._private = {**(headers or {}), **bearer(token)}
-        self._web = Web(proxy=proxy, ca=ca, patience=patience)
+        super().__init__(entry, patience)
+        self._url = entry.url.rstrip("/") + "/objects/batch"
         self._clock = clock
         self._actions: dict[str, _Action] = {}
         self._lock = threading.Lock()
 
-    def offers(self, artifact: Artifact) -> bool:
-        return True
-
-    def open(self, artifact: Artifact, offset: int, end: int | None = None) -> HttpStream:
+    def _answer(self, artifact: Artifact, offset: int, end: int | None) -> Answer:
         answer = self._ask_for(self._action(artifact), offset, end)
-        if answer.status in _STALE:
-            answer.close()
-            self._forget(artifact)
-            answer = self._ask_for(self._action(artifact), offset, end)
-        stream = begin(answer, artifact, offset, source=self.name, has_token=self._has_token)
-        if offset:
-            self.has_ranges = stream.offset == offset
-        return stream
-
-    def close(self) -> None:
-        self._web.close()
+        if answer.status not in _STALE:
+            return answer
+        answer.close()
+        self._forget(artifact)
+        return self._ask_for(self._action(artifact), offset, end)
 
     def _ask_for(self, action: _Action, offset: int, end: int | None) -> Answer:
         is_own = split(action.href)[1] == self._origin

@@ -4,13 +4,14 @@ from what a hub says of them beforehand."""
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from abc import ABC, abstractmethod
 from urllib.parse import quote
 
 from qwen_weights.errors import BadManifest, Changed
 from qwen_weights.manifest import Artifact
 from qwen_weights.sources import Patience, Stubborn
 from qwen_weights.sources.connect import split
+from qwen_weights.sources.entries import Entry
 from qwen_weights.sources.refusal import refuse
 from qwen_weights.sources.web import Answer, Request, Web
 
@@ -19,46 +20,47 @@ _PLACES = re.compile(r"\{(path|query|sha256)\}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
-class HttpSource:
-    def __init__(
-        self,
-        name: str,
-        url: str,
-        *,
-        token: str | None = None,
-        headers: Mapping[str, str] | None = None,
-        proxy: str | None = None,
-        ca: str | None = None,
-        is_wan: bool = True,
-        patience: Patience | None = None,
-    ) -> None:
-        split(url)
-        if not _PLACES.search(url):
-            raise BadManifest(f"{name}: its url should contain {{path}}, {{query}} or {{sha256}}")
-        self.name = name
-        self.is_wan = is_wan
+class WebSource(ABC):
+    """What every source over HTTP does alike with its entry and its answers."""
+
+    def __init__(self, entry: Entry, patience: Patience | None) -> None:
+        self._origin = split(entry.url)[1]
+        self.name = entry.name
+        self.is_wan = entry.wan
         self.has_ranges = True
-        self._template = url
-        self._has_token = token is not None
-        self._private = {**(headers or {}), **bearer(token)}
-        self._web = Web(proxy=proxy, ca=ca, patience=patience)
+        self._has_token = entry.token is not None
+        self._private = {**dict(entry.headers), **bearer(entry.token)}
+        self._web = Web(proxy=entry.proxy, ca=entry.ca, patience=patience)
 
     def offers(self, artifact: Artifact) -> bool:
         return True
 
     def open(self, artifact: Artifact, offset: int, end: int | None = None) -> HttpStream:
-        request = Request(
-            fill(self._template, artifact), headers=ranged(offset, end), private=self._private
-        )
-        stream = begin(
-            self._web.ask(request), artifact, offset, source=self.name, has_token=self._has_token
-        )
+        answer = self._answer(artifact, offset, end)
+        stream = begin(answer, artifact, offset, source=self.name, has_token=self._has_token)
         if offset:
             self.has_ranges = stream.offset == offset
         return stream
 
     def close(self) -> None:
         self._web.close()
+
+    @abstractmethod
+    def _answer(self, artifact: Artifact, offset: int, end: int | None) -> Answer: ...
+
+
+class HttpSource(WebSource):
+    def __init__(self, entry: Entry, patience: Patience | None = None) -> None:
+        super().__init__(entry, patience)
+        if not _PLACES.search(entry.url):
+            raise BadManifest(
+                f"{entry.name}: its url should contain {{path}}, {{query}} or {{sha256}}"
+            )
+        self._template = entry.url
+
+    def _answer(self, artifact: Artifact, offset: int, end: int | None) -> Answer:
+        url = fill(self._template, artifact)
+        return self._web.ask(Request(url, headers=ranged(offset, end), private=self._private))
 
 
 class HttpStream:

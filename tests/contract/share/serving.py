@@ -20,7 +20,7 @@ from qwen_deploy.weights import Order, packed, sources_json
 from tests.hub.agent import Agent, Entry, ended, until
 from tests.hub.sample import REPO
 from tests.model_folder import shard_name
-from tests.unit.weights.packed import pack
+from tests.packed import pack
 from tests.wire import Wire
 
 SHARDS, SHARD_BYTES = 3, 2_000_000

@@ -19,7 +19,7 @@ from qwen_weights.housekeeping import take_lock
 from qwen_weights.manifest import Manifest
 from qwen_weights.store import Store
 
-from tests.unit.weights.holdings import hold, manifest_of, sha256
+from tests.holdings import hold, manifest_of, sha256
 
 CONTENTS = {"config.json": b"{}", "model.safetensors": b"w" * 20_000}
 MANIFEST = manifest_of(CONTENTS)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import os
-import shutil
 import subprocess
 import tarfile
 import zipfile
@@ -24,15 +23,13 @@ from qwen_weights.survey import hashing, index
 from qwen_weights.survey.known import Known, Stamp
 
 from qwen_deploy.folder import inspect
+from tests.holdings import sha256
 from tests.model_folder import INDEX, make_model, safetensors, shard_name
-from tests.unit.weights.holdings import sha256
-from tests.unit.weights.packed import compress, pack, special, tar_bytes
+from tests.packed import compress, pack, special, tar_bytes
 
 FIRST, SECOND = shard_name(1, 2), shard_name(2, 2)
 LATER_NS = 1 << 62
 KINDS = ["tar", "zip", "zip-stored", "tar.gz", "tar.zst"]
-needs_zstd = pytest.mark.skipif(shutil.which("zstd") is None, reason="no zstd program")
-EACH_KIND = [pytest.param(kind, marks=needs_zstd if "zst" in kind else ()) for kind in KINDS]
 
 
 def quiet(done: int, total: int) -> None:
@@ -75,7 +72,7 @@ def test_host_and_controller_find_the_same_model(folder: Path, tmp_path: Path) -
     assert manifest_of(answer).proof == "none"
 
 
-@pytest.mark.parametrize("kind", EACH_KIND)
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("prefix", ["", "./", "Qwen-Chat/", "下载/Qwen/"])
 def test_an_archive_is_the_folder_that_was_packed(
     folder: Path, tmp_path: Path, kind: str, prefix: str
@@ -267,7 +264,6 @@ def test_objects_that_git_lfs_has_fetched_are_the_files(folder: Path) -> None:
     assert "has no safetensors header" in refusal(folder)[0] or "corrupted" in refusal(folder)[0]
 
 
-@pytest.mark.skipif(shutil.which("git-lfs") is None, reason="no git-lfs")
 def test_a_plain_clone_lies_on_the_disk_once(folder: Path, tmp_path: Path) -> None:
     """Cloned without its large files and then fetched: git-lfs keeps the only copy, and the store
     links to it."""
@@ -391,7 +387,7 @@ def test_an_encrypted_zip_is_named(folder: Path, tmp_path: Path) -> None:
     assert "Unpack it" in hint
 
 
-@pytest.mark.parametrize("kind", EACH_KIND)
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("share", [0.02, 0.5, 0.9])
 def test_an_archive_that_was_cut_off_is_refused(tmp_path: Path, kind: str, share: float) -> None:
     folder = make_model(tmp_path / "model", shard_bytes=300_000)
@@ -414,7 +410,7 @@ def test_a_tar_without_its_end_was_cut_off_between_two_members(
         assert "its end is missing" in refusal(tmp_path / "x")[0]
 
 
-@pytest.mark.parametrize("kind", EACH_KIND[3:])
+@pytest.mark.parametrize("kind", KINDS[3:])
 def test_a_flipped_byte_in_a_compressed_archive_is_noticed(
     folder: Path, tmp_path: Path, kind: str
 ) -> None:

@@ -16,8 +16,8 @@ from qwen_weights.sources import Interruption, Source
 from qwen_weights.sources.archive import ArchiveSource
 from qwen_weights.sources.folder import FolderSource
 
-from tests.unit.weights.holdings import sha256
-from tests.unit.weights.packed import compress, pack, tar_bytes
+from tests.holdings import sha256
+from tests.packed import compress, pack, tar_bytes
 
 NAMES = ("a/1.safetensors", "config.json", "z/2.safetensors")
 CONTENTS = {
@@ -30,8 +30,6 @@ ARTIFACTS = {
 }
 ABSENT = Artifact("absent", 3, sha256(b"abc"))
 KINDS = ["tar", "zip", "zip-stored", "tar.gz", "tar.zst"]
-needs_zstd = pytest.mark.skipif(shutil.which("zstd") is None, reason="no zstd program")
-EACH_KIND = [pytest.param(kind, marks=needs_zstd if "zst" in kind else ()) for kind in KINDS]
 
 
 def read(source: Source, artifact: Artifact, offset: int = 0, end: int | None = None) -> bytes:
@@ -124,13 +122,13 @@ def test_the_worktree_of_a_clone_shares_its_objects(folder: Path) -> None:
     assert found is not None and found.samefile(kept)
 
 
-@pytest.mark.parametrize("kind", EACH_KIND)
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("prefix", ["", "Qwen/"])
 def test_an_archive_serves_its_members(tmp_path: Path, kind: str, prefix: str) -> None:
     assert_serves(archive_of(tmp_path, kind, prefix))
 
 
-@pytest.mark.parametrize("kind", EACH_KIND)
+@pytest.mark.parametrize("kind", KINDS)
 def test_an_archive_says_what_it_lacks(tmp_path: Path, kind: str) -> None:
     source = archive_of(tmp_path, kind)
     with pytest.raises(Missing, match="has no member Qwen/absent"):
@@ -139,7 +137,7 @@ def test_an_archive_says_what_it_lacks(tmp_path: Path, kind: str) -> None:
         source.open(Artifact("config.json", 3, "0" * 64), 0)
 
 
-@pytest.mark.parametrize("kind", EACH_KIND)
+@pytest.mark.parametrize("kind", KINDS)
 def test_names_that_begin_at_the_folder_itself_are_the_same(tmp_path: Path, kind: str) -> None:
     """As `tar -C DIR -c .` writes them."""
     members = {f"./{path}": content for path, content in CONTENTS.items()}
@@ -166,7 +164,7 @@ class Passes:
         monkeypatch.setattr(unpacking.Pass, "__init__", counted)
 
 
-@pytest.mark.parametrize("kind", EACH_KIND[3:])
+@pytest.mark.parametrize("kind", KINDS[3:])
 def test_a_compressed_archive_is_read_once(
     tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -180,7 +178,7 @@ def test_a_compressed_archive_is_read_once(
     assert passes.count == 1
 
 
-@pytest.mark.parametrize("kind", EACH_KIND[3:])
+@pytest.mark.parametrize("kind", KINDS[3:])
 def test_what_is_there_already_is_skipped_in_the_same_pass(
     tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -194,7 +192,7 @@ def test_what_is_there_already_is_skipped_in_the_same_pass(
     assert passes.count == 1
 
 
-@pytest.mark.parametrize("kind", EACH_KIND[3:])
+@pytest.mark.parametrize("kind", KINDS[3:])
 def test_going_back_needs_another_pass_and_ends_right(tmp_path: Path, kind: str) -> None:
     source = archive_of(tmp_path, kind)
     for artifact in source.reading_order(tuple(ARTIFACTS.values())) or ():
@@ -203,14 +201,14 @@ def test_going_back_needs_another_pass_and_ends_right(tmp_path: Path, kind: str)
         assert read(source, ARTIFACTS[NAMES[0]]) == CONTENTS[NAMES[0]]
 
 
-@pytest.mark.parametrize("kind", EACH_KIND[3:])
+@pytest.mark.parametrize("kind", KINDS[3:])
 def test_what_the_archive_lacks_comes_last(tmp_path: Path, kind: str) -> None:
     source = archive_of(tmp_path, kind)
     order = list(source.reading_order([ABSENT, ARTIFACTS["config.json"]]) or ())
     assert order == [ARTIFACTS["config.json"], ABSENT]
 
 
-@pytest.mark.parametrize("kind", EACH_KIND[3:])
+@pytest.mark.parametrize("kind", KINDS[3:])
 def test_behind_the_place_where_an_archive_was_cut_off_nothing_is_read(
     tmp_path: Path, kind: str
 ) -> None:
@@ -249,7 +247,7 @@ def test_an_archive_that_went_away_is_missing(tmp_path: Path) -> None:
         source.open(ABSENT, 0)
 
 
-@pytest.mark.parametrize("kind", EACH_KIND)
+@pytest.mark.parametrize("kind", KINDS)
 def test_closing_an_archive_ends_its_streams(tmp_path: Path, kind: str) -> None:
     source = archive_of(tmp_path, kind)
     with closing(source.open(ARTIFACTS[NAMES[2]], 0)) as stream:

@@ -16,7 +16,7 @@ from qwen_weights.store import Store, pieces
 from qwen_weights.store.inspection import load, problems
 from qwen_weights.store.repair import Means, Repair
 
-from tests.unit.weights.holdings import hold, manifest_of, record
+from tests.holdings import hold, manifest_of, record
 
 LARGE = random.Random(3).randbytes(9_500)
 SMALL = b"{}"

@@ -17,7 +17,7 @@ from qwen_weights.store import Store, pieces
 from qwen_weights.store.inspection import load
 from qwen_weights.store.locks import open_locked
 
-from tests.unit.weights.holdings import digests, hold, manifest_of, sha256
+from tests.holdings import digests, hold, manifest_of, sha256
 
 CONTENTS = {"config.json": b"{}", "sub/deep/model.safetensors": b"weights"}
 MANIFEST = manifest_of(CONTENTS, revision="a" * 40)

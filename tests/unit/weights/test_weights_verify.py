@@ -11,7 +11,7 @@ from qwen_weights.manifest import parse
 from qwen_weights.store import pieces
 from qwen_weights.store.inspection import problems
 
-from tests.unit.weights.holdings import manifest_of, record, sha256
+from tests.holdings import manifest_of, record, sha256
 
 LARGE = random.Random(1).randbytes(3_000_500)
 CONTENTS = {"a.txt": b"a", "b.txt": LARGE, "sub/c.txt": b""}

@@ -21,6 +21,8 @@ from qwen_weights.relay.share import RelayServer, Share
 from qwen_weights.relay.shelf import Shelf
 from qwen_weights.sources.peer import PeerSource, PeerStream
 
+pytestmark = pytest.mark.contract
+
 CONTENT = bytes(range(256)) * 4096  # 1 MiB
 HALF = len(CONTENT) // 2
 ARTIFACT = Artifact("model.safetensors", len(CONTENT), hashlib.sha256(CONTENT).hexdigest())

@@ -11,7 +11,9 @@ from qwen_weights.pull import order as orders
 from qwen_weights.pull.probe import probe
 from qwen_weights.sources.entries import EntriesFile
 
-from tests.unit.weights.loopback import answering, files, serving, silent
+from tests.contract.agent.loopback import answering, files, serving, silent
+
+pytestmark = pytest.mark.contract
 
 CONTENTS = {"large": b"x" * 3_000_000, "small": b"x"}
 MANIFEST = {

@@ -12,8 +12,7 @@ from qwen_weights.errors import BadManifest, TokenRefused, Untrusted
 from qwen_weights.sources import Interruption, Patience
 from qwen_weights.sources.web import Request, Web
 
-from tests.hub import Certificate
-from tests.unit.weights.loopback import (
+from tests.contract.agent.loopback import (
     Proxy,
     Server,
     answering,
@@ -24,6 +23,9 @@ from tests.unit.weights.loopback import (
     serving,
     silent,
 )
+from tests.hub import Certificate
+
+pytestmark = pytest.mark.contract
 
 QUICK = Patience(stall_seconds=5)
 SECRET = {"Authorization": "Bearer secret"}
@@ -154,9 +156,13 @@ def test_https_is_not_left_for_http(certificate: Certificate, server: Server) ->
     assert not server.asked
 
 
-def test_a_server_without_tls_is_an_interruption(server: Server) -> None:
-    with pytest.raises(Interruption, match="no TLS with https://127"):
-        Web(patience=QUICK).ask(Request(server.url.replace("http", "https")))
+def test_who_asks_plain_http_for_tls_is_told_the_url_to_use(server: Server) -> None:
+    secure = server.url.replace("http", "https")
+    with pytest.raises(Interruption) as told:
+        Web(patience=QUICK).ask(Request(secure))
+    assert str(told.value) == (
+        f"no TLS with {secure}: the server answered plain HTTP: use {server.url}"
+    )
 
 
 def test_a_ca_that_is_none_is_refused() -> None:

@@ -32,7 +32,9 @@ from qwen_weights.pull import order as orders
 from qwen_weights.pull.command import Pulling
 from qwen_weights.pull.progress import StatusFile
 
-from tests.unit.weights.loopback import Answer, Server, answering, files, in_turn, serving
+from tests.contract.agent.loopback import Answer, Server, answering, files, in_turn, serving
+
+pytestmark = pytest.mark.contract
 
 MODEL = {"config.json": b"{}", "a.safetensors": b"a" * 300_000, "sub/b.safetensors": b"b" * 9}
 WHEELS = {"one.whl": b"wheel one", "two.whl": b"wheel two"}

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import random
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +16,10 @@ from qwen_weights.pull.command import Pulling
 from qwen_weights.store import pieces
 from qwen_weights.store.inspection import load, problems
 
-from tests.unit.weights.holdings import manifest_of, record
-from tests.unit.weights.packed import pack
+from tests.holdings import manifest_of, record
+from tests.packed import pack
+
+pytestmark = pytest.mark.contract
 
 CONTENTS = {
     "z.safetensors": random.Random(1).randbytes(1_300_000),
@@ -26,8 +27,7 @@ CONTENTS = {
     "a.safetensors": random.Random(2).randbytes(200_000),
 }
 MANIFEST = manifest_of(CONTENTS)
-needs_zstd = pytest.mark.skipif(shutil.which("zstd") is None, reason="no zstd program")
-KINDS = ["tar", "zip", "tar.gz", pytest.param("tar.zst", marks=needs_zstd)]
+KINDS = ["tar", "zip", "tar.gz", "tar.zst"]
 
 
 def folder_at(path: Path) -> dict[str, str]:

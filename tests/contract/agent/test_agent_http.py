@@ -12,9 +12,12 @@ import pytest
 from qwen_weights.errors import BadManifest, Changed, Missing, TokenRefused, WeightsError
 from qwen_weights.manifest import Artifact
 from qwen_weights.sources import Interruption, Patience
+from qwen_weights.sources.entries import Entry
 from qwen_weights.sources.http import HttpSource
 
-from tests.unit.weights.loopback import Server, answering, files, serving
+from tests.contract.agent.loopback import Server, answering, files, serving
+
+pytestmark = pytest.mark.contract
 
 CONTENT = b"0123456789"
 NAME = "a b/ü%.x"
@@ -28,8 +31,8 @@ def server() -> Iterator[Server]:
 
 
 def source_of(server: Server, template: str = "/base/{path}", **options: Any) -> HttpSource:
-    options = {"patience": Patience(stall_seconds=5), **options}
-    return HttpSource("mirror", server.url + template, **options)
+    entry = Entry("http", "mirror", server.url + template, **options)
+    return HttpSource(entry, Patience(stall_seconds=5))
 
 
 def read(
@@ -54,7 +57,7 @@ def read(
     ],
 )
 def test_a_file_is_asked_for_by_the_template(server: Server, template: str, target: str) -> None:
-    source = source_of(server, template, token="t", headers={"Cookie": "m=1"})
+    source = source_of(server, template, token="t", headers=(("Cookie", "m=1"),))
     assert read(source) == (CONTENT, 0, 10)
     ((asked, headers),) = server.asked
     assert asked == target
@@ -208,9 +211,9 @@ def test_a_server_that_hangs_up_may_come_back(server: Server) -> None:
 )
 def test_a_url_of_another_kind_is_refused(url: str) -> None:
     with pytest.raises(BadManifest, match="not an http or https URL"):
-        HttpSource("x", url)
+        HttpSource(Entry("http", "x", url))
 
 
 def test_a_url_without_a_place_for_the_file_is_refused() -> None:
     with pytest.raises(BadManifest, match=r"should contain {path}, {query} or {sha256}"):
-        HttpSource("x", "http://127.0.0.1/file")
+        HttpSource(Entry("http", "x", "http://127.0.0.1/file"))

@@ -31,6 +31,8 @@ from tests.fleet import (
     manifest_of,
 )
 
+pytestmark = pytest.mark.contract
+
 MIB = 1 << 20
 RANDOM = random.Random(7)
 CONTENT = {

@@ -12,9 +12,12 @@ import pytest
 from qwen_weights.errors import Missing, TokenRefused
 from qwen_weights.manifest import Artifact
 from qwen_weights.sources import Interruption, Patience
+from qwen_weights.sources.entries import Entry
 from qwen_weights.sources.gitlfs import GitLfsSource
 
-from tests.unit.weights.loopback import Request, Server, answering, files, serving
+from tests.contract.agent.loopback import Request, Server, answering, files, serving
+
+pytestmark = pytest.mark.contract
 
 CONTENT = b"0123456789"
 ARTIFACT = Artifact("model.bin", len(CONTENT), hashlib.sha256(CONTENT).hexdigest())
@@ -42,9 +45,9 @@ def telling(row: dict[str, Any]) -> Any:
     return answering(200, document)
 
 
-def source_of(server: Server, **options: Any) -> GitLfsSource:
-    patience = Patience(stall_seconds=5)
-    return GitLfsSource("lfs", f"{server.url}/o/m.git/info/lfs", patience=patience, **options)
+def source_of(server: Server, *, token: str | None = None, **options: Any) -> GitLfsSource:
+    entry = Entry("git-lfs", "lfs", f"{server.url}/o/m.git/info/lfs", token)
+    return GitLfsSource(entry, Patience(stall_seconds=5), **options)
 
 
 def read(source: GitLfsSource, offset: int = 0, end: int | None = None) -> bytes:

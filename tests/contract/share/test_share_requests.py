@@ -16,6 +16,8 @@ from qwen_deploy.folder import inspect
 from qwen_deploy.share import Share
 from tests.model_folder import make_model, safetensors, shard_name
 
+pytestmark = pytest.mark.contract
+
 SHARD = shard_name(1, 2)
 
 
