@@ -6,9 +6,15 @@ import sys
 
 
 def main() -> None:
-    from qwen_deploy.cli.app import run
+    """Whoever interrupts before the command has begun is answered as one who does later."""
+    try:
+        from qwen_deploy.cli.app import run
 
-    sys.exit(run(sys.argv[1:]))
+        code = run(sys.argv[1:])
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted\n")
+        code = 130
+    sys.exit(code)
 
 
 if __name__ == "__main__":

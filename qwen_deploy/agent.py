@@ -60,12 +60,21 @@ def archive(files: Mapping[str, bytes]) -> bytes:
 
 
 def verify(session: Session, *, quick: bool) -> tuple[Mapping[str, Any], ...]:
-    """A verdict for every revision that lies on the host."""
-    verdicts = []
-    for model in listing(session)["models"]:
-        options = ["--json", *(["--quick"] if quick else [])]
-        verdicts.append(_json(session, ["verify", *options, model["directory"]], may_fail=True))
-    return tuple(verdicts)
+    """A verdict for every revision that lies on the host, or that one of its releases needs."""
+    options = ["--json", *(["--quick"] if quick else [])]
+    return tuple(
+        _json(session, ["verify", *options, model["directory"]], may_fail=True)
+        if model["is_there"]
+        else _missing(model)
+        for model in listing(session)["models"]
+    )
+
+
+def _missing(model: Mapping[str, Any]) -> Mapping[str, Any]:
+    needed = f"is gone, and {', '.join(model['used_by'])} needs it"
+    shown = ("model", "revision", "directory", "bytes", "proof", "is_there")
+    problem = {"path": "", "what": needed, "ranges": []}
+    return {**{name: model[name] for name in shown}, "ok": False, "problems": [problem]}
 
 
 def index(session: Session, path: str, model: str) -> Mapping[str, Any]:
@@ -111,10 +120,13 @@ def _refused(session: Session, stderr: str) -> UsageError:
 
 
 def failed(session: Session, stderr: str, what: str) -> QwenDeployError:
+    *lines, last = stderr.strip().splitlines() or [""]
+    hint = last.removeprefix("hint: ") if last.startswith("hint: ") else None
     return NeedsAttention(
         f"`{what}` failed on `{session.host}`",
         host=session.host.name,
         state=f"{session.host} was not changed",
-        evidence=tuple(stderr.strip().splitlines()[-5:]),
+        hint=hint,
+        evidence=tuple((lines if hint else [*lines, last])[-5:]),
         origin=f"standard error on {session.host}",
     )

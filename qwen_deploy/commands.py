@@ -1,7 +1,7 @@
 """Every command run on a host outside a playbook, as argv, and the parsers of what they print.
 
-The only quoting happens here. What they change on a host: the lock, the audit line, and the
-transient unit that receives weights. Knows no sessions, no retries, no terminal.
+The only quoting happens here. What they change on a host: the lock, the audit line, API keys, and
+the transient unit that receives weights. Knows no sessions, no retries, no terminal.
 """
 
 from __future__ import annotations
@@ -96,6 +96,10 @@ def record(line: Mapping[str, Any]) -> list[str]:
     return _python("record", json.dumps(line, sort_keys=True, ensure_ascii=False))
 
 
+def keys(order: Mapping[str, Any]) -> list[str]:
+    return _python("keys", json.dumps(order, sort_keys=True))
+
+
 def journal(unit: str, *, lines: int, since: str | None = None, follow: bool = False) -> list[str]:
     argv = ["journalctl", "--unit", unit, "--no-pager", "--output", "short-iso", "--lines"]
     argv.append(str(lines))
@@ -112,9 +116,13 @@ TRANSFER_STATUS = f"{TRANSFER_DIR}/status.json"
 TRANSFER_ORDER = f"{TRANSFER_DIR}/order.json"
 TRANSFER_SOURCES = f"{TRANSFER_DIR}/sources.json"
 TRANSFER_AGENT = f"{TRANSFER_DIR}/agent.pyz"
+TRANSFER_CANCELED = "canceled"  # lies in that folder once somebody has ended the transfer
 BUSY = 75  # EX_TEMPFAIL of sysexits.h
+GOING_DOWN = 76
 # Exit codes of the agent that another start would not change (service/qwen_weights/errors.py).
 FINAL_EXITS = "2 10 11 12 13 14 16 19 20 130"
+
+DOWN = "down"  # the kind of error of a transfer that ended with its host
 
 # Whether a status file is that of a transfer with nothing left to bring.
 _IS_DONE = """\
@@ -125,7 +133,7 @@ sys.exit(json.load(open(sys.argv[1]))["phase"] != "done")' "$1" 2>/dev/null; }
 
 # Unpacks the archive on standard input into a fresh folder, then runs the rest of its arguments,
 # unless a transfer runs: the same one is joined, another one keeps the host busy. One that is done
-# and only gives to others makes room.
+# and only gives to others makes room. A systemd that starts nothing any more goes down, or is gone.
 _RECEIVE = f"""{_IS_DONE}\
 unit=$1 dir=$2 state=$3 id=$4; shift 4
 case $(systemctl show -p ActiveState --value "$unit") in active|activating|reloading)
@@ -137,7 +145,12 @@ case $(systemctl show -p ActiveState --value "$unit") in active|activating|reloa
 esac
 systemctl stop "$unit" 2>/dev/null
 rm -rf "$dir" && mkdir -p "$state" && umask 077 && mkdir -p "$dir" && tar -xC "$dir" || exit
-echo "$id" >"$dir/id" && "$@" && echo started
+echo "$id" >"$dir/id" && "$@" && {{ echo started; exit 0; }}
+code=$?
+case $(systemctl is-system-running 2>/dev/null) in
+  running|degraded|starting|initializing|maintenance) exit "$code";;
+esac
+exit {GOING_DOWN}
 """
 
 
@@ -163,14 +176,21 @@ def start_transfer(order_id: str, state_dir: str, *, reads_host: bool = False) -
 
 
 def transfer_status() -> list[str]:
-    """The status as one line of JSON, then the state of the unit."""
-    show = 'cat -- "$2" 2>/dev/null || echo null; systemctl show -p ActiveState --value "$1"'
-    return ["sh", "-c", show, "sh", TRANSFER_UNIT, TRANSFER_STATUS]
+    """The status as one line of JSON, the state of the unit, and whether somebody ended it."""
+    show = (
+        'cat -- "$2" 2>/dev/null || echo null; '
+        'systemctl show -p ActiveState --value "$1" || echo; '
+        f'if [ -e "$3" ]; then echo {TRANSFER_CANCELED}; fi'
+    )
+    mark = f"{TRANSFER_DIR}/{TRANSFER_CANCELED}"
+    return ["sh", "-c", show, "sh", TRANSFER_UNIT, TRANSFER_STATUS, mark]
 
 
 def parse_transfer_status(text: str) -> Mapping[str, Any]:
-    """Empty where there is none. Without a unit that runs, an unfinished one has died."""
-    line, _, unit = text.partition("\n")
+    """Empty where there is none. Without a unit that runs, an unfinished one has died. One that was
+    stopped though nobody canceled it, or that no systemd knows of, went down with its host."""
+    line, _, rest = text.partition("\n")
+    unit, _, mark = rest.partition("\n")
     try:
         status = json.loads(line)
     except ValueError:
@@ -178,7 +198,12 @@ def parse_transfer_status(text: str) -> Mapping[str, Any]:
     if not isinstance(status, dict):
         return {}
     is_over = status.get("phase") in ("done", "failed")
-    if is_over or unit.strip() in ("active", "activating", "reloading"):
+    is_stopped = (status.get("error") or {}).get("kind") == "stopped"
+    is_gone = not unit.strip() and not is_over
+    if (is_stopped and mark.strip() != TRANSFER_CANCELED) or is_gone:
+        message = "the transfer was stopped, as by a restart of the host"
+        return {**status, "phase": "failed", "error": {"kind": DOWN, "message": message}}
+    if is_over or unit.strip() in ("active", "activating", "reloading", "deactivating"):
         return status
     died = {"kind": "died", "message": "the transfer ended without a result", "exit_code": 17}
     return {**status, "phase": "failed", "error": died}
@@ -233,14 +258,15 @@ def parse_reach(text: str) -> tuple[bool, ...]:
 
 
 def cancel_transfer() -> list[str]:
-    """Prints what became of it. The status stays, so that it can be looked at; one that is done
-    and only gives to others ends too."""
+    """Prints what became of it, which is known only when it has ended. The status stays, so that it
+    can be looked at; one that is done and only gives to others ends too."""
     stop = (
         f'{_IS_DONE}systemctl is-active --quiet "$1" || {{ echo "nothing to cancel"; exit 0; }}; '
-        'is_done "$2" && said="nothing to cancel" || said=canceled; '
-        'systemctl stop "$1" && echo "$said"'
+        ': >"$3"; systemctl stop "$1" || exit; '
+        'is_done "$2" && echo "nothing to cancel" || echo canceled'
     )
-    return ["sh", "-c", stop, "sh", TRANSFER_UNIT, TRANSFER_STATUS]
+    mark = f"{TRANSFER_DIR}/{TRANSFER_CANCELED}"
+    return ["sh", "-c", stop, "sh", TRANSFER_UNIT, TRANSFER_STATUS, mark]
 
 
 def stop_transfer() -> list[str]:

@@ -25,8 +25,10 @@ from pydantic import (
 )
 from qwen_weights.manifest import MODEL
 
+from qwen_deploy.complaints import complaint
 from qwen_deploy.errors import UsageError
 from qwen_deploy.inventory import parse_host
+from qwen_deploy.sizes import RATES, rate_bytes
 
 DEFAULT_PATH = Path("qwen-deploy.yml")
 
@@ -62,37 +64,38 @@ PYTORCH_CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 Text = Annotated[str, Field(min_length=1), _checked(str.isprintable, "a text on one line")]
 Name = Annotated[str, _checked(MODEL.fullmatch, "a name like Qwen/Qwen2.5-7B-Instruct")]
 Alias = Annotated[str, _checked(re.compile(r"[^\s,]+").fullmatch, "a name without blank or comma")]
+Origin = Annotated[
+    str,
+    _checked(
+        re.compile(r"\*|https?://[^\s/,*]+").fullmatch,
+        "an origin like https://chat.example.com, or *",
+    ),
+]
 Address = Annotated[str, _checked(_is_address, "an IPv4 or IPv6 address")]
 HostText = Annotated[str, _checked(parse_host, "[user@]address[:port]")]
+Gpu = Annotated[
+    str,
+    _checked(
+        re.compile(r"(?:GPU|MIG)-[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}").fullmatch,
+        "a UUID like GPU-8932f937-d72c-4106-c12f-20bd9faed9f6",
+    ),
+]
 Positive = Annotated[int, Field(gt=0)]
 LocalPath = Annotated[
     Path, BeforeValidator(lambda text: Path(text).expanduser() if isinstance(text, str) else text)
 ]
-_RATE = re.compile(r"([0-9]+(?:\.[0-9]+)?)([kMG]?)")
 _CLOCK = r"(?:[01][0-9]|2[0-3]):[0-5][0-9]"
-_UNITS = {"": 1, "k": 1000, "M": 1000**2, "G": 1000**3}
 Rate = Annotated[
     str,
     _checked(
-        lambda text: _RATE.fullmatch(text) and _bytes(text),
-        'bytes a second, as text: "500k", "20M", "1G"',
+        rate_bytes,
+        f"{RATES}, as text",
     ),
 ]
 Hours = Annotated[str, _checked(re.compile(rf"{_CLOCK}-{_CLOCK}").fullmatch, "like 22:00-06:00")]
 Url = Annotated[
     str, _checked(re.compile(r"https?://[^\s/]+(?:/\S*)?").fullmatch, "an http(s):// URL")
 ]
-
-
-def _bytes(rate: str | None) -> int | None:
-    """How many bytes a second `20M` is; raises ValueError for less than one."""
-    match = _RATE.fullmatch(rate) if rate else None
-    if not match:
-        return None
-    count = int(float(match[1]) * _UNITS[match[2]])
-    if count < 1:
-        raise ValueError(rate)
-    return count
 
 
 class Section(BaseModel):
@@ -176,8 +179,8 @@ class Weights(Section):
     @property
     def rates(self) -> tuple[int | None, int | None]:
         """Bytes a second by day and by night; None is no limit."""
-        day = _bytes(self.limit_rate)
-        return day, (_bytes(self.night_rate) if self.night_rate else day)
+        day = rate_bytes(self.limit_rate)
+        return day, (rate_bytes(self.night_rate) if self.night_rate else day)
 
 
 class Service(Section):
@@ -197,6 +200,13 @@ class Service(Section):
         examples=["./api-key.txt"],
     )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="Where the model runs.")
+    gpus: tuple[Gpu, ...] = Field(
+        (),
+        description="UUIDs of the GPUs, or of one MIG instance, that the service may use, as "
+        "`nvidia-smi -L` shows them; all where none is named. Several share the layers of a model "
+        "that none has room for.",
+        examples=[["GPU-8932f937-d72c-4106-c12f-20bd9faed9f6"]],
+    )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="Number format of the weights; auto takes the checkpoint's."
     )
@@ -212,6 +222,30 @@ class Service(Section):
     )
     drain_seconds: Positive = Field(
         30, description="Seconds that running requests get to finish when the unit stops."
+    )
+    web_ui: bool = Field(
+        True,
+        description="Serve a chat page at /. Who opens it logs in with an API key, unless auth is "
+        "false. It takes memory only once somebody does, and asks no other host for anything.",
+    )
+    metrics: Literal["open", "key", "off"] = Field(
+        "open",
+        description="Who may read /metrics: open to everyone, with a key, or off. It tells the "
+        "names of keys, how much they ask, and nothing of what is said.",
+    )
+    log_prompts: bool = Field(
+        False,
+        description="Write prompts and answers to the journal, up to 2000 characters of each.",
+    )
+    basic_auth: bool = Field(
+        False,
+        description="Also take an API key as the password of Basic authentication, as clients of "
+        "the original demo send it.",
+    )
+    cors_origins: tuple[Origin, ...] = Field(
+        (),
+        description="Origins whose pages may ask from a browser; * stands for all.",
+        examples=[["https://chat.example.com"]],
     )
     ready_seconds: Positive = Field(
         1800, description="Seconds a release may take to be ready before it is rolled back."
@@ -333,7 +367,7 @@ def parse(content: Any, *, origin: str) -> Deployment:
     except RecursionError as error:
         raise UsageError(f"{origin}: an alias holds itself") from error
     except ValidationError as error:
-        lines = [f"{origin}: {_location(item)}: {_expected(item)}" for item in error.errors()]
+        lines = [f"{origin}: {complaint(item, Deployment)}" for item in error.errors()]
         raise UsageError("\n       ".join(lines), hint="qwen-deploy docs") from error
 
 
@@ -350,43 +384,3 @@ def _tuples(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: _tuples(item) for key, item in value.items() if item is not None}
     return tuple(_tuples(item) for item in value) if isinstance(value, list) else value
-
-
-def _location(item: Any) -> str:
-    return "/".join(str(part) for part in item["loc"])
-
-
-_EXPECTED = {
-    "bool_type": "should be true or false",
-    "extra_forbidden": "is not a key",
-    "int_type": "should be a whole number",
-    "invalid_key": "is not a key",
-    "is_instance_of": "should be a path",
-    "literal_error": "should be {expected}",
-    "greater_than": "should be greater than {gt}",
-    "greater_than_equal": "should be at least {ge}",
-    "less_than": "should be less than {lt}",
-    "string_too_short": "should not be empty",
-    "string_type": "should be a text",
-    "tuple_type": "should be a list",
-    "value_error": "{error}",
-}
-
-
-def _expected(item: Any) -> str:
-    if item["type"] in ("model_type", "model_attributes_type", "dataclass_type"):
-        return "should be a mapping of keys"
-    template = _EXPECTED.get(item["type"], item["msg"])
-    sentence: str = template.format(**item.get("ctx", {}))
-    return sentence + _suggestion(item) if item["type"] == "extra_forbidden" else sentence
-
-
-def _suggestion(item: Any) -> str:
-    import difflib
-
-    section: Any = Deployment
-    for part in item["loc"][:-1]:
-        section = section.model_fields[part].annotation
-    keys = list(section.model_fields)
-    near = difflib.get_close_matches(str(item["loc"][-1]), keys, n=1)
-    return f"; did you mean `{near[0]}`?" if near else f"; should be one of {', '.join(keys)}"

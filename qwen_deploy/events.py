@@ -50,6 +50,7 @@ class TransferProgress:
     bytes_total: int
     bytes_per_second: float
     eta_seconds: float | None
+    proof: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from qwen_weights.checkpoint import is_weights, some
 from qwen_weights.manifest import Manifest
 
 from qwen_deploy import agent, netproxy, parallel, sources
@@ -20,16 +21,15 @@ from qwen_deploy import facts as host_facts
 from qwen_deploy import supply as supplies
 from qwen_deploy.airgap import Bundle
 from qwen_deploy.config import Deployment
-from qwen_deploy.errors import QwenDeployError, UsageError
+from qwen_deploy.errors import QwenDeployError, Refused, UsageError
 from qwen_deploy.hashes import Progress
 from qwen_deploy.prospect import ask
 from qwen_deploy.remote import Session
-from qwen_deploy.sources import HubUnreachable, Pinned
+from qwen_deploy.sources import UNVERIFIED, HubUnreachable, Pinned
 from qwen_deploy.supply import Supply
 
 # Where there is no network, nobody shall wait for one.
 IMPATIENT = sources.Patience(tries=1, connect_seconds=3.0)
-MOST_NAMED = 3
 HUBS = ("auto", "modelscope", "huggingface", "git-lfs")
 Entries = tuple[Mapping[str, Any], ...]
 
@@ -46,13 +46,17 @@ class Choice:
     is_reached: bool = False
     asks_hub: bool = True
 
+    def noted(self, note: str) -> Choice:
+        return replace(self, pinned=replace(self.pinned, notes=(*self.pinned.notes, note)))
+
 
 def here(deployment: Deployment, progress: Progress | None = None) -> Choice | None:
     """What lies on this machine can be told before any host is asked; None for the rest."""
     source = deployment.model.source
     is_here = sources.parse(source).kind == "path"
     near = difflib.get_close_matches(source, HUBS, n=1)
-    if is_here and near and not Path(source).expanduser().exists():
+    is_slip = is_here and near and "/" not in source
+    if is_slip and not Path(source).expanduser().exists():
         raise UsageError(f"model/source: {source}: no such folder; did you mean `{near[0]}`?")
     return Choice(_ask(deployment, None, progress=progress)) if is_here else None
 
@@ -67,9 +71,9 @@ def choose(sessions: Sequence[Session], deployment: Deployment, *, refresh: bool
     if source.kind == "host":
         return _on_hosts(sessions, deployment, source.place)
     held = () if refresh else _held(sessions, deployment)
-    serving = [one.manifest for one in held if one.is_served]
-    if serving:
-        return Choice(Pinned(serving[0], (), None), is_held=True)
+    stays = max(held, key=_Held.weight, default=None)
+    if stays and (stays.is_served or stays.is_proven):
+        return Choice(Pinned(stays.manifest, (), None), is_held=True)
     try:
         return _listed(sessions, deployment, None)
     except HubUnreachable:
@@ -120,7 +124,8 @@ def _with_upstreams(
 
 
 def _against_hub(pinned: Pinned, deployment: Deployment) -> Pinned:
-    """What was carried by hand, compared with what a hub says of the same name, if one answers."""
+    """What was carried by hand, compared with what a hub says of the same name, if one answers.
+    Raises Refused where it says something else."""
     asked = deployment.model.model_copy(update={"source": "auto"})
     try:
         found = _ask(deployment.model_copy(update={"model": asked}), None, patience=IMPATIENT)
@@ -128,18 +133,38 @@ def _against_hub(pinned: Pinned, deployment: Deployment) -> Pinned:
         return replace(pinned, notes=(*pinned.notes, f"not compared with a hub: {error.message}"))
     listed = {one.path: one.sha256 for one in found.manifest.artifacts}
     own = pinned.manifest.artifacts
-    other = [one.path for one in own if listed.get(one.path) != one.sha256]
-    if not other:
-        return replace(pinned, manifest=replace(pinned.manifest, proof="hub"), notes=())
-    named = ", ".join(other[:MOST_NAMED]) + (" and more" if len(other) > MOST_NAMED else "")
-    note = f"unverified: differs from {found.manifest.model} of the hub in {named}"
-    return replace(pinned, notes=(note,))
+    strange = [one.path for one in own if one.path not in listed]
+    other = [one.path for one in own if listed.get(one.path, one.sha256) != one.sha256]
+    other += [path for path in strange if is_weights(path)]
+    name = found.manifest.model
+    if other:
+        raise Refused(
+            f"{deployment.model.source} is not {name}: a hub that has it says other bytes for "
+            f"{some(other)}",
+            state="nothing was started",
+            hint="damaged: --weights huggingface or --weights modelscope brings the hub's; "
+            "a checkpoint of your own: another name, --model",
+        )
+    kept = tuple(note for note in pinned.notes if not note.startswith(UNVERIFIED))
+    if strange:
+        note = f"{UNVERIFIED}: {name} of the hub has no {some(strange)}"
+        return replace(pinned, notes=(*kept, note))
+    return replace(pinned, manifest=replace(pinned.manifest, proof="hub"), notes=kept)
 
 
 @dataclass(frozen=True, slots=True)
 class _Held:
     manifest: Manifest
     is_served: bool
+
+    @property
+    def is_proven(self) -> bool:
+        """All of it came here once, and was what a hub or a list of checksums says."""
+        return self.manifest.verified_at is not None and self.manifest.proof in ("hub", "sums")
+
+    def weight(self) -> tuple[bool, bool, str]:
+        """What is served stays before what is only held, and of that what came last."""
+        return self.is_served, self.is_proven, self.manifest.verified_at or ""
 
 
 def _held(sessions: Sequence[Session], deployment: Deployment) -> tuple[_Held, ...]:

@@ -10,7 +10,7 @@ from qwen_weights.manifest import Manifest
 
 from qwen_deploy.airgap import Bundle
 from qwen_deploy.facts import Facts
-from qwen_deploy.preflight import missing_bytes, wanting
+from qwen_deploy.preflight import is_damaged, missing_bytes, wanting
 from qwen_deploy.release import Release
 from qwen_deploy.sizes import megabytes
 
@@ -59,7 +59,7 @@ def make(
     steps = (
         *_host_steps(facts, tuple(path for path in differing if wanted[path] == "directory")),
         *_runtime_steps(release, differing, bundle, missing),
-        *_weights_steps(release.manifest, missing),
+        *_weights_steps(facts, release.manifest, missing),
         *_service_steps(facts, release, differing),
         *((Step("keys", "write API keys"),) if writes_keys else ()),
         *unit_steps,
@@ -103,14 +103,16 @@ def _runtime_steps(
     return tuple(steps)
 
 
-def _weights_steps(model: Manifest, missing: Mapping[str, int]) -> tuple[Step, ...]:
+def _weights_steps(facts: Facts, model: Manifest, missing: Mapping[str, int]) -> tuple[Step, ...]:
     """Of a model that an unfinished transfer left here in part, only the rest."""
     if model.model not in missing:
         return ()
     size, total = missing[model.model], model.total_bytes
+    if is_damaged(facts, model):
+        return (Step("weights", f"mend {model.model}: `weights verify` found it damaged"),)
     if not size:
         return (Step("weights", f"put {model.model} together from what is there"),)
-    there = f", {megabytes(total - size)} are there" if size < total else ""
+    there = f" ({megabytes(total - size)} are there)" if size < total else ""
     return (Step("weights", f"bring {megabytes(size)} of {model.model}{there}"),)
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -22,6 +23,14 @@ CPU_LOCK_PYTHON = (3, 11)
 RUNTIME_BYTES = {"cpu": 1_700_000_000, "cuda": 9_000_000_000}
 RESERVE_BYTES = 200_000_000
 GIB = 1 << 30
+# As qwen_service.engines.quantization judges on the host; a test compares the two.
+QUANTIZATION_NEEDS: Mapping[str, tuple[str, ...]] = {
+    "awq": ("gptqmodel",),
+    "bitsandbytes": ("bitsandbytes",),
+    "compressed-tensors": ("compressed-tensors",),
+    "fp8": (),
+    "gptq": ("gptqmodel", "optimum"),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +48,8 @@ def inspect(
         *_system(facts, bundle),
         *_python(facts, release),
         *_bundle(facts, bundle),
-        *_accelerator(facts, release),
+        *_accelerator(facts, release, service),
+        *_quantization(release),
         *_port(facts, service),
         *_disks(facts, release, bundle),
         *_memory(facts, release),
@@ -98,9 +108,53 @@ def _bundle(facts: Facts, bundle: Bundle | None) -> Iterator[Finding]:
     )
 
 
-def _accelerator(facts: Facts, release: Release) -> Iterator[Finding]:
-    if release.accelerator == "cuda" and not facts.gpus:
+def _accelerator(facts: Facts, release: Release, service: Service) -> Iterator[Finding]:
+    if service.gpus:
+        yield from _named_gpus(facts, release, service)
+    elif release.accelerator == "cuda" and not facts.gpus:
         yield Finding("warning", "no NVIDIA GPU answers: the model will run on the CPU")
+
+
+def _named_gpus(facts: Facts, release: Release, service: Service) -> Iterator[Finding]:
+    there = [uuid for gpu in facts.gpus for uuid in (gpu["uuid"], *_mig_instances(gpu))]
+    unknown = [uuid for uuid in service.gpus if uuid not in there]
+    listed = ", ".join(there) or "none"
+    if unknown:
+        yield Finding(
+            "refusal",
+            f"it has no GPU {' and no '.join(unknown)}; there are: {listed}",
+            "name those of this host in `service.gpus`, or none to use all",
+        )
+    elif release.accelerator == "cpu" or service.device == "cpu":
+        yield Finding(
+            "refusal",
+            "`service.gpus` names GPUs, but the model is to run on the CPU",
+            "remove `service.gpus`, or set `runtime.accelerator` and `service.device` to auto",
+        )
+
+
+def _mig_instances(gpu: Mapping[str, str]) -> list[str]:
+    return [uuid for uuid in gpu.get("mig", "").split(",") if uuid]
+
+
+def _quantization(release: Release) -> Iterator[Finding]:
+    """By the packages that the host will have."""
+    method = release.manifest.quantization
+    if method is None:
+        return
+    hint = "use the model as it is without quantization, or in FP8"
+    if method not in QUANTIZATION_NEEDS:
+        known = ", ".join(sorted(QUANTIZATION_NEEDS))
+        message = f"the model is quantized by {method}, and only {known} can be loaded"
+        yield Finding("refusal", message, hint)
+        return
+    locked = set(re.findall(r"^([\w.-]+)==", release.lock.decode(), re.MULTILINE))
+    if missing := [one for one in QUANTIZATION_NEEDS[method] if one not in locked]:
+        message = (
+            f"the model is quantized by {method}, which needs {' and '.join(missing)}: "
+            f"not among the packages for {release.accelerator}"
+        )
+        yield Finding("refusal", message, hint)
 
 
 def _port(facts: Facts, service: Service) -> Iterator[Finding]:
@@ -155,12 +209,17 @@ def missing_bytes(facts: Facts, manifest: Manifest) -> int:
 
 
 def has_weights(facts: Facts, manifest: Manifest) -> bool:
-    """The revision lies on the host under its final name, whole by names and sizes."""
+    """The revision lies on the host under its final name, whole by names and sizes, and nobody has
+    found it damaged."""
     record = f"{model_dir(manifest)}/{manifests.NAME}"
     there = facts.trees.get(model_dir(manifest), {})
-    return facts.digests.get(record) is not None and all(
-        there.get(artifact.path) == artifact.size for artifact in manifest.artifacts
-    )
+    is_there = facts.digests.get(record) is not None and not is_damaged(facts, manifest)
+    return is_there and all(there.get(one.path) == one.size for one in manifest.artifacts)
+
+
+def is_damaged(facts: Facts, manifest: Manifest) -> bool:
+    """So `weights verify` has found."""
+    return manifests.DAMAGE_NAME in facts.trees.get(model_dir(manifest), {})
 
 
 def weights_room(facts: Facts, manifest: Manifest) -> Finding | None:
@@ -185,9 +244,10 @@ def _disks(facts: Facts, release: Release, bundle: Bundle | None) -> Iterator[Fi
 
 def _too_small(mount: str, path: str, size: int, free_bytes: int) -> Finding:
     need, reserve, free = (megabytes(one, digits=0) for one in (size, RESERVE_BYTES, free_bytes))
+    what = "" if path == mount else f" for {path}"
     return Finding(
         "refusal",
-        f"the disk at {mount} is too small for {path}: {need} are to be written and "
+        f"the disk at {mount} is too small{what}: {need} are to be written and "
         f"{reserve} must stay free, {free} are free",
         f"free space on {mount}, or mount a larger disk at {path}",
     )

@@ -20,17 +20,23 @@ from qwen_deploy.remote import Session
 from qwen_deploy.sources import Pinned, Upstream
 from qwen_deploy.weights import Order, packed
 
+# A hard link is the same file; only some file systems can share the content of two.
+SHARED = " (shared with it, not copied: do not write into its files)"
+TOKEN_FILES = ("huggingface", "modelscope")
+
 
 @dataclass(frozen=True, slots=True)
 class Reading:
     """What one host found of one source; `rate` in bytes a second. One that says no, which is
-    final, or that it is busy, is reached all the same."""
+    final, or that it is busy, is reached all the same; it `wants_token` where another one might
+    help."""
 
     name: str
     rate: float
     error: str | None = None
     is_reached: bool = True
     is_final: bool = False
+    wants_token: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,22 +93,32 @@ class Supply:
 
     def _route(self, member: Member, before: Sequence[str], head_rate: float | None) -> Route:
         if member.entries:
-            return Route(f"from {member.entries[0]['name']}", None)
+            entry = member.entries[0]
+            return Route(f"from {entry['name']}{SHARED if entry['kind'] == 'folder' else ''}", None)
         if before:
-            return Route(f"from {before[0]}", head_rate)
+            return Route(f"from {before[0]}", head_rate, is_limit=self._is_limit(head_rate))
         if self.pinned.upstreams:
             way = " through this machine" if self.lends_network else ""
             name = self.pinned.upstreams[0].name
-            return Route(f"from {name}{way}", self.rate(member.name))
+            rate = self.rate(member.name)
+            return Route(f"from {name}{way}", rate, is_limit=self._is_limit(rate))
         return Route("from this machine", None)
+
+    def _is_limit(self, rate: float | None) -> bool:
+        return rate is not None and rate == self.limit
 
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """In words, and how quick: measured bytes a second, where something was measured."""
+    """In words, and how quick: bytes a second, measured where they are not the limit."""
 
     text: str
     rate: float | None
+    is_limit: bool = False
+
+    @property
+    def place(self) -> str:
+        return self.text.removeprefix("from ")
 
     def eta_seconds(self, missing_bytes: int) -> float | None:
         return missing_bytes / self.rate if self.rate else None
@@ -126,7 +142,14 @@ def look(
             return (Reading("the probe", 0.0, done.stderr.strip() or "it failed", False),)
         told = json.loads(done.stdout)["sources"]
         return tuple(
-            Reading(one["name"], one["rate"] or 0.0, one["error"], one["reached"], one["final"])
+            Reading(
+                one["name"],
+                one["rate"] or 0.0,
+                one["error"],
+                one["reached"],
+                one["final"],
+                wants_token=one.get("kind") == "auth",
+            )
             for one in told
         )
 
@@ -152,14 +175,31 @@ def _best_first(pinned: Pinned, readings: Mapping[str, tuple[Reading, ...]]) -> 
     return replace(pinned, upstreams=tuple(sorted(pinned.upstreams, key=rank)))
 
 
+class SourcesUnreachable(Refused):
+    """No source answers this host, or none lets it in."""
+
+    exit_code = 4
+
+
 def refusal(session: Session, found: Supply) -> Refused:
     host = session.host.name
     readings = found.readings.get(host, ())
-    return Refused(
+    secret = [one for one in readings if one.wants_token]
+    is_out_of_reach = bool(secret) or not any(one.is_reached for one in readings)
+    kind = SourcesUnreachable if is_out_of_reach else Refused
+    return kind(
         f"`{host}` gets the weights from none of their sources",
         host=host,
         state=f"{host} was not changed",
         evidence=tuple(f"{one.name}: {one.error}" for one in readings)[:5],
         origin=f"asked from {host}",
-        hint="name another one: --weights, or `model: source` in qwen-deploy.yml",
+        hint=_token_hint(secret[0].name)
+        if secret
+        else "name another one: --weights, or `model: source` in qwen-deploy.yml",
     )
+
+
+def _token_hint(source: str) -> str:
+    keys = [f"weights/{hub}_token_file" for hub in TOKEN_FILES if source in (hub, "git-lfs")]
+    keys = keys or [f"weights/{hub}_token_file" for hub in TOKEN_FILES]
+    return f"ask for access there, and name a file with your token: {' or '.join(keys)}"

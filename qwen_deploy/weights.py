@@ -54,6 +54,12 @@ class Order:
     def id(self) -> str:
         return manifests.manifest_id(self.manifests)
 
+    @property
+    def proof(self) -> str:
+        """Of that which is least proven."""
+        known = [one.proof for one in self.manifests if one.proof]
+        return max(known, key=manifests.PROOFS.index, default="none")
+
     def to_json(self) -> bytes:
         day, night = self.settings.rates
         content = {
@@ -107,8 +113,10 @@ class Transfer:
         self.error: str | None = None
         self.hint: str | None = None
         self.has_vanished = False
+        self.bytes_reached = 0
         self.status: Mapping[str, Any] = {}
         self.is_ours = False
+        self.proof: str | None = None
         self._emit = emit
         self._warned = 0
         self._stop = threading.Event()
@@ -132,7 +140,8 @@ class Transfer:
 
     def start(self, order: Order, entries: Sequence[Mapping[str, Any]]) -> None:
         """Starts it, or joins the one that brings the same already. Raises Refused where the
-        host receives something else."""
+        host receives something else, Unreachable where it goes down."""
+        self.proof = order.proof
         done = self.session.run(
             commands.start_transfer(order.id, STATE, reads_host=_reads_host(entries)),
             root=True,
@@ -140,6 +149,8 @@ class Transfer:
         )
         if done.exit_status == commands.BUSY:
             raise self._busy()
+        if done.exit_status == commands.GOING_DOWN:
+            raise Unreachable(f"`{self.session.host}` is going down", host=self.host)
         if not done.ok:
             raise NeedsAttention(
                 f"the transfer of weights to `{self.session.host}` does not start",
@@ -149,8 +160,14 @@ class Transfer:
             )
         self.is_ours = done.stdout.strip() == "started"
         if not self.is_ours:
-            joined = "the same transfer runs there already, and goes on within its own limits"
-            self._emit(Warned(self.host, joined))
+            self._emit(Warned(self.host, self._joined()))
+
+    def _joined(self) -> str:
+        end = f"qwen-deploy weights cancel --host {self.session.host.text}"
+        return (
+            "the same transfer runs there already: it reads from the sources of this command now, "
+            f"but within its own limits; for others, `{end}`, then this command again"
+        )
 
     def _busy(self) -> QwenDeployError:
         status = self.look()
@@ -185,9 +202,11 @@ class Transfer:
     def look(self) -> Mapping[str, Any]:
         done = self.session.run(commands.transfer_status(), root=True)
         self.status = commands.parse_transfer_status(done.stdout)
+        self.bytes_reached = max(self.bytes_reached, self.status.get("bytes_done", 0))
         if self.phase == "failed":
             error = self.status["error"]
             self.error, self.hint = str(error["message"]), error.get("hint")
+            self.has_vanished = error["kind"] == commands.DOWN
         return self.status
 
     def follow(self) -> None:
@@ -243,6 +262,7 @@ class Transfer:
                 bytes_total=status["bytes_total"],
                 bytes_per_second=status.get("rate") or 0.0,
                 eta_seconds=status.get("eta_seconds"),
+                proof=self.proof,
             )
         )
 

@@ -1,11 +1,16 @@
-"""Which tests may run beside each other when `make test` uses two processes."""
+"""What holds for every test: signals, and which may run beside each other in two processes."""
 
 from __future__ import annotations
 
+import signal
 from typing import Any
 
 import pytest
 from xdist.scheduler import LoadScopeScheduling
+
+# A shell starts what shall run in the background deaf to Ctrl-C, and so would be all that tests
+# start and then interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 class _ByRoom(LoadScopeScheduling):  # type: ignore[misc]  # xdist is not typed strictly

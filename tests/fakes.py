@@ -55,6 +55,10 @@ _FAILED = {"ActiveState": "failed", "Result": "exit-code", "ExecMainStatus": "1"
 FAILED_UNIT = {**_IDLE_UNIT, **_ACTIVE, **_FAILED}
 STARTING_UNIT = {**ACTIVE_UNIT, "ActiveState": "activating", "SubState": "start"}
 ACTIVE_SOCKET = {**_IDLE_UNIT, **_ACTIVE, "SubState": "listening"}
+NOTHING_LISTED: dict[str, Any] = {
+    **dict.fromkeys(("models", "unfinished"), ()),
+    **dict.fromkeys(("partial_bytes", "wheels_bytes"), 0),
+}
 
 
 def deployment(**sections: Mapping[str, Any]) -> Deployment:
@@ -176,6 +180,8 @@ class FakeHost:
     reaches_peers: bool = True
     is_receiving: bool = False
     is_busy: bool = False
+    is_going_down: bool = False
+    listing: dict[str, Any] = field(default_factory=dict)
 
     @property
     def release(self) -> Release:
@@ -271,8 +277,10 @@ class FakeSession(Session):
             self.fake.note("stop weights")
         elif commands.TRANSFER_UNIT in argv:
             return self._start_transfer(stdin)
-        elif argv[:4] == commands.agent(["probe"])[:4]:
+        elif argv[:5] == commands.agent(["probe"])[:5]:
             return Completed(0, json.dumps({"sources": self.fake.probed}), "")
+        elif argv[:5] == commands.agent(["list"])[:5]:
+            return Completed(0, json.dumps({**NOTHING_LISTED, **self.fake.listing}), "")
         elif argv[:4] == commands.reach([]):
             told = "yes" if self.fake.reaches_peers else "no"
             return Completed(0, f"{told}\n" * ((len(argv) - 4) // 2), "")
@@ -281,8 +289,9 @@ class FakeSession(Session):
         return Completed(0, "", "")
 
     def _start_transfer(self, archive: bytes) -> Completed:
-        if self.fake.is_busy:
-            return Completed(commands.BUSY, "", "")
+        if self.fake.is_busy or self.fake.is_going_down:
+            code = commands.BUSY if self.fake.is_busy else commands.GOING_DOWN
+            return Completed(code, "", "")
         with tarfile.open(fileobj=io.BytesIO(archive)) as files:
             order = files.extractfile("order.json")
             self.fake.order = json.load(order) if order else {}

@@ -125,7 +125,7 @@ class Bundle:
 
 def damaged(path: Path, members: Sequence[str]) -> BundleRefused:
     return BundleRefused(
-        f"{path}: {len(members)} of its files are not as they were packed",
+        f"{path}: {len(members)} of its files differ from what was packed",
         evidence=tuple(members[:_MOST_NAMED]),
         hint=_COPY_AGAIN,
     )

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from qwen_deploy.cli.options import Common, ModelOptions, command
+from qwen_deploy.cli.options import Common, ModelOptions, command, filed_as
 from qwen_deploy.errors import UsageError
 
 if TYPE_CHECKING:
@@ -69,6 +69,8 @@ def create(
     pinned = _pinned(deployment)
     for note in pinned.notes:
         common.out.note(note)
+    if pinned.share is not None and model.is_unnamed(given):
+        common.out.note(filed_as(deployment.model.name))
     contents = packing.Contents(
         pinned, python=python, accelerator=chosen, pip=given.pip, settings=deployment.weights
     )

@@ -16,6 +16,7 @@ import typer
 
 from qwen_deploy.cli.output import Mode, Output
 from qwen_deploy.errors import QwenDeployError, UsageError, gravest
+from qwen_deploy.sizes import RATES, rate_bytes
 
 if TYPE_CHECKING:
     from qwen_deploy.config import Deployment
@@ -64,6 +65,10 @@ class ModelOptions:
         str | None, typer.Option("--revision", help="Branch, tag or commit at the hub.")
     ] = None
 
+    def is_unnamed(self, given: Deployment) -> bool:
+        """Nobody has said what the model is called: neither here nor in qwen-deploy.yml."""
+        return self.model is None and "name" not in given.model.model_fields_set
+
     @property
     def named(self) -> str | None:
         """The first that was given."""
@@ -85,7 +90,7 @@ class TransferOptions:
     limit_rate: Annotated[
         str | None,
         typer.Option(
-            "--limit-rate", metavar="RATE", help="Bytes a second, like 20M, day and night."
+            "--limit-rate", metavar="RATE", help="Bytes a second, like 500k or 20M, day and night."
         ),
     ] = None
     fan_out: Annotated[
@@ -94,9 +99,16 @@ class TransferOptions:
 
     def overrides(self) -> dict[str, dict[str, Any]]:
         """The same in the words of qwen-deploy.yml."""
+        if self.limit_rate is not None and not rate_bytes(self.limit_rate):
+            raise UsageError(f"--limit-rate {self.limit_rate}: should be {RATES}")
         fan_out = self.fan_out.value if self.fan_out else None
         rates = {"limit_rate": self.limit_rate, "night_rate": self.limit_rate}
         return {"weights": {**rates, "fan_out": fan_out}}
+
+
+def filed_as(name: str) -> str:
+    """A note where `is_unnamed` what lies in a folder or an archive."""
+    return f"nobody has named it, so that it is filed as {name}: name it with --model"
 
 
 def command_line() -> str:

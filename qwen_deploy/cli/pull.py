@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated
 
@@ -16,6 +16,7 @@ from qwen_deploy.cli.options import (
     TransferOptions,
     all_or_error,
     command_line,
+    filed_as,
     open_sessions,
 )
 from qwen_deploy.errors import Interrupted, QwenDeployError, Refused, Unreachable, gravest
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from qwen_deploy.cli.output import Output
     from qwen_deploy.config import Deployment
     from qwen_deploy.holdings import Holding
-    from qwen_deploy.supply import Route
+    from qwen_deploy.supply import Route, Supply
     from qwen_deploy.weights import Transfer
 
 HEADER = ("HOST", "OUTCOME", "MODEL", "REVISION", "SIZE", "SECONDS")
@@ -56,8 +57,15 @@ def pull(
     from qwen_deploy import config
 
     own = {**model.overrides(), **transfer.overrides()}
-    deployment = config.override(common.deployment(), own)
-    wish = Wish(deployment, refresh=transfer.refresh, repair=repair, detach=detach)
+    given = common.deployment()
+    deployment = config.override(given, own)
+    wish = Wish(
+        deployment,
+        refresh=transfer.refresh,
+        repair=repair,
+        detach=detach,
+        is_unnamed=model.is_unnamed(given),
+    )
     with interruptible(common.out) as is_interrupted:
         return patiently(lambda: _pull(common, wish, is_interrupted), common.out, is_interrupted)
 
@@ -68,82 +76,134 @@ class Wish:
     refresh: bool
     repair: bool
     detach: bool
+    is_unnamed: bool = False
 
 
 class Lost(Unreachable):
-    """The connection to a host on which a transfer goes on."""
+    """The connection to a host on which a transfer goes on, or went down with the host after so
+    many bytes."""
+
+    bytes_reached = 0
+
+
+class _Patience:
+    """For hosts that were lost: as long as they get further now and then."""
+
+    def __init__(self) -> None:
+        self._since: float | None = None
+        self._bytes = -1
+
+    def is_over(self, error: QwenDeployError, now: float) -> bool:
+        if isinstance(error, Lost) and error.bytes_reached > self._bytes:
+            self._since, self._bytes = now, error.bytes_reached
+        return self._since is None or now - self._since > PATIENCE_SECONDS
 
 
 def patiently(pull: Callable[[], int], out: Output, is_interrupted: Callable[[], bool]) -> int:
-    """Comes back to transfers whose hosts could not be reached for a while."""
-    is_lost_since: float | None = None
+    """Comes back to transfers whose hosts, or what they read, could not be reached for a while."""
+    patience = _Patience()
     while True:
         try:
             return pull()
-        except Unreachable as error:
-            now = time.monotonic()
-            is_lost_since = now if isinstance(error, Lost) else is_lost_since
-            if is_lost_since is None or now - is_lost_since > PATIENCE_SECONDS or is_interrupted():
+        except QwenDeployError as error:
+            is_lost = error.exit_code == Unreachable.exit_code
+            if not is_lost or patience.is_over(error, time.monotonic()) or is_interrupted():
                 raise
-            out.note(f"{error.host}  weights   {error.message}; coming back")
+            out.note(f"{error.host or 'hub'}  weights   {error.message}; coming back")
             time.sleep(RETRY_SECONDS)
 
 
+def _go_on(is_interrupted: Callable[[], bool]) -> None:
+    """Raises Interrupted: what was not started yet is not started any more."""
+    if is_interrupted():
+        raise Interrupted(
+            "interrupted before anything was started",
+            state="nothing was changed; a transfer that was started before goes on",
+        )
+
+
 def _pull(common: Common, wish: Wish, is_interrupted: Callable[[], bool]) -> int:
-    from qwen_deploy import fleet, holdings, pin
+    from qwen_deploy import fleet, holdings, pin, sources
     from qwen_deploy.weights import Order
 
     out, deployment = common.out, wish.deployment
     choice = pin.here(deployment, common.out.reading)
     with open_sessions(common.hosts(deployment), common.ssh(deployment), out) as sessions:
+        _go_on(is_interrupted)
         choice = choice or pin.choose(sessions, deployment, refresh=wish.refresh)
+        _go_on(is_interrupted)
+        if wish.is_unnamed and sources.parse(deployment.model.source).kind in ("path", "host"):
+            choice = choice.noted(filed_as(deployment.model.name))
         manifest = choice.pinned.manifest
         found = all_or_error(holdings.survey(sessions, manifest), out)
         if wish.repair:
             found = tuple(replace(one, holds=False) for one in found)
         needy = [one.session for one in found if not one.holds]
         supply = pin.supply(needy, deployment, choice, is_held=len(needy) < len(found))
+        _go_on(is_interrupted)
         manifest = supply.pinned.manifest
         members = [
             supply.member(one.session, one.facts, (manifest,), holds=one.holds) for one in found
         ]
         for note in supply.pinned.notes if needy else ():
             out.note(f"weights: {note}")
-        _tell_routes(out, found, supply.routes(members, deployment.weights.fan_out))
+        _tell_routes(out, found, supply, supply.routes(members, deployment.weights.fan_out))
         order = Order((manifest,), deployment.weights, repair=wish.repair)
         if wish.detach and supply.pinned.share is not None and needy:
             raise Refused(
                 "nothing was started: this machine itself serves these weights, so it has to stay",
                 hint="without --detach",
             )
+        _go_on(is_interrupted)
         started = time.monotonic()
         with fleet.bring(members, supply, order, out.event, keeps=True) as transfers:
             if not wish.detach:
                 for transfer in transfers.values():
                     transfer.wait(is_interrupted)
                 _raise_lost(transfers.values(), is_interrupted())
-        return _tell_pulled(out, found, transfers, manifest, time.monotonic() - started, wish)
+        seconds = time.monotonic() - started
+        code = _tell_pulled(out, found, transfers, manifest, seconds, wish)
+        _tell_running(out, transfers, is_served_here=supply.pinned.share is not None)
+        return code
 
 
-def _raise_lost(transfers: Iterable[Transfer], is_interrupted: bool) -> None:
+def _raise_lost(transfers: Collection[Transfer], is_interrupted: bool) -> None:
     for one in transfers:
         if (one.has_vanished or not one.has_ended) and not is_interrupted:
             message = one.error or f"lost the connection to `{one.session.host}`"
-            state = f"what was received stays on {one.host}, and the transfer goes on there"
-            raise Lost(message, host=one.host, state=state, hint=command_line())
+            rest = "the next one continues" if one.has_vanished else "the transfer goes on there"
+            state = f"what was received stays on {one.host}, and {rest}"
+            lost = Lost(message, host=one.host, state=state, hint=command_line())
+            lost.bytes_reached = sum(other.bytes_reached for other in transfers)
+            raise lost
 
 
-def _tell_routes(out: Output, found: Sequence[Holding], routes: Mapping[str, Route]) -> None:
-    from qwen_deploy.cli import render
-
+def _tell_routes(
+    out: Output, found: Sequence[Holding], supply: Supply, routes: Mapping[str, Route]
+) -> None:
+    pinned = supply.pinned
     for one in found:
         route = routes.get(one.host)
         if route is not None:
-            size, way = megabytes(one.missing_bytes), render.way(one.missing_bytes, route)
-            out.note(f"{one.host}  plan      weights: bring {size} {way}")
-            eta = route.eta_seconds(one.missing_bytes)
-            fields = {"bytes": one.missing_bytes, "from": route.text, "eta_seconds": eta}
+            out.note(f"{one.host}  plan      weights: {_planned(one, pinned.manifest, route)}")
+            fields = {
+                "model": pinned.manifest.model,
+                "bytes": one.missing_bytes,
+                "from": route.place,
+                "eta_seconds": route.eta_seconds(one.missing_bytes),
+                "proof": pinned.manifest.proof,
+                "notes": list(pinned.notes),
+            }
             out.value({"event": "weights_plan", "host": one.host, **fields})
+
+
+def _planned(one: Holding, manifest: Manifest, route: Route) -> str:
+    from qwen_deploy.cli import render
+
+    size = one.missing_bytes
+    if not size:  # of what is there, nobody knows yet how much is damaged
+        return f"prove {manifest.model} again, and bring what is damaged {route.text}"
+    return f"bring {megabytes(size)} of {manifest.model} {render.way(size, route)}"
 
 
 def _tell_pulled(
@@ -164,12 +224,17 @@ def _tell_pulled(
         size = megabytes(manifest.total_bytes)
         rows.append((one.host, outcome, manifest.model, manifest.revision, size, f"{seconds:.1f}"))
         fields = {"model": manifest.model, "revision": manifest.revision, "outcome": outcome}
-        out.value({"event": "weights", "host": one.host, **fields})
+        out.value({"event": "weights", "host": one.host, **fields, "proof": manifest.proof})
     out.table(HEADER, rows)
-    running = [row[0] for row in rows if row[1] == "running"]
-    if running:
-        out.note(f"it goes on on {', '.join(running)}: qwen-deploy weights status")
     return 0 if wish.detach and set(codes) <= {0, 130} else gravest(tuple(codes))
+
+
+def _tell_running(out: Output, transfers: Mapping[str, Transfer], *, is_served_here: bool) -> None:
+    running = ", ".join(name for name, one in transfers.items() if not one.has_ended)
+    if running and is_served_here:
+        out.note(f"{running} reads from this machine, and waits for it: {command_line()}")
+    elif running:
+        out.note(f"it goes on on {running}: qwen-deploy weights status")
 
 
 def _outcome(transfer: Transfer | None, wish: Wish) -> tuple[str, int]:
@@ -192,6 +257,6 @@ def _failure(transfer: Transfer) -> NeedsTransfer:
     return NeedsTransfer(
         f"`{host}`: {transfer.error}",
         host=host.name,
-        state=f"{host} serves what it served before; what was received stays and is continued",
+        state=f"nothing else on {host} was changed; what was received stays and is continued",
         hint=transfer.hint or command_line(),
     )

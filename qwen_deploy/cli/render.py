@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,7 @@ from qwen_deploy.events import (
 from qwen_deploy.sizes import megabytes
 
 if TYPE_CHECKING:
+    from qwen_deploy.inventory import Host
     from qwen_deploy.supply import Route
 
 
@@ -37,8 +39,8 @@ def line(event: Event, *, verbose: bool) -> str | None:
             return _row(host, stage, f"{task}: {outcome}", seconds) if is_shown else None
         case StageFinished(host, stage, seconds, summary):
             return _row(host, stage, summary, seconds)
-        case TransferProgress(host, "done", _, _, total, _, _):
-            return _row(host, "weights", f"{megabytes(total)} on the host, proven")
+        case TransferProgress(host, "done", _, _, total, _, _, proof):
+            return _row(host, "weights", f"{megabytes(total)} on the host, {proven(proof)}")
         case ProbeTried(host, status):
             return _row(host, "ready", status) if verbose else None
         case Warned(host, message):
@@ -46,6 +48,10 @@ def line(event: Event, *, verbose: bool) -> str | None:
         case KeyCreated(host, key):
             return f"\n{host}: API key, shown this once: {key}\n"
     return None
+
+
+def proven(proof: str | None) -> str:
+    return "complete, not proven by any hub's checksums" if proof == "none" else "proven"
 
 
 def reading(done: int, total: int) -> str:
@@ -87,18 +93,25 @@ def _transfer(event: TransferProgress) -> str:
 
 def way(missing_bytes: int, route: Route) -> str:
     """How a plan tells where weights will come from, and how quickly."""
-    eta = _clock(route.eta_seconds(missing_bytes))
-    rate = f", {megabytes(int(route.rate))}/s measured, about {eta}" if route.rate else ""
-    return f"{route.text}{rate}"
+    if not route.rate:
+        return route.text
+    eta = _clock(max(route.eta_seconds(missing_bytes) or 0.0, 1.0))
+    speed = f"{megabytes(int(route.rate))}/s"
+    told = f"at most {speed}" if route.is_limit else f"{speed} measured"
+    return f"{route.text}, {told}, about {eta}"
 
 
 def transfer_cells(status: Mapping[str, Any]) -> tuple[str, ...]:
     if not status:
         return ("none", *("-",) * 6)
+    if status["phase"] == UNFINISHED:
+        share = f"{status['bytes_done'] / status['bytes_total']:.0%}"
+        size = megabytes(status["bytes_total"])
+        return (UNFINISHED, status["model"], status["revision"], f"{share} of {size}", *"---")
     total = status["bytes_total"]
     share = f"{status['bytes_done'] / total:.0%} of {megabytes(total)}" if total else "-"
     is_fetching = status["phase"] == "fetching"
-    is_stopped = (status.get("error") or {}).get("kind") == "stopped"
+    is_stopped = (status.get("error") or {}).get("kind") in ("stopped", "down")
     return (
         "stopped" if is_stopped else status["phase"],
         status["model"],
@@ -113,15 +126,25 @@ def transfer_cells(status: Mapping[str, Any]) -> tuple[str, ...]:
 def verdict_cells(verdict: Mapping[str, Any]) -> tuple[str, ...]:
     count = len(verdict["problems"])
     size = megabytes(verdict["bytes"])
-    said = "as proven" if verdict["ok"] else f"{count} damaged"
-    return (verdict["model"], verdict["revision"], size, said)
+    return (verdict["model"], verdict["revision"], size, _said(verdict, count))
+
+
+def _said(verdict: Mapping[str, Any], count: int) -> str:
+    if not verdict.get("is_there", True):
+        return "missing"
+    if not verdict["ok"]:
+        return f"{count} damaged"
+    if verdict.get("quick"):
+        return "names and sizes as recorded"
+    return "as brought, proven by no hub" if verdict.get("proof") == "none" else "as proven"
 
 
 def problem(verdict: Mapping[str, Any], one: Mapping[str, Any]) -> str:
     ranges = [f"{first}-{end - 1}" for first, end in one["ranges"]]
     more = f" and {len(ranges) - MOST_RANGES} more" if len(ranges) > MOST_RANGES else ""
     where = f"; bytes {', '.join(ranges[:MOST_RANGES])}{more}" if ranges else ""
-    return f"{verdict['directory']}/{one['path']}: {one['what']}{where}"
+    place = f"{verdict['directory']}/{one['path']}".rstrip("/")
+    return f"{place}: {one['what']}{where}"
 
 
 def model_cells(model: Mapping[str, Any]) -> tuple[str, ...]:
@@ -129,10 +152,49 @@ def model_cells(model: Mapping[str, Any]) -> tuple[str, ...]:
         model["model"],
         model["revision"],
         megabytes(model["bytes"]),
-        model.get("proof") or "-",
+        _state(model) or model.get("proof") or "-",
         model.get("verified_at") or "-",
         ", ".join(model["used_by"]) or "-",
     )
+
+
+def _state(model: Mapping[str, Any]) -> str | None:
+    """What is wrong with it; nothing with most."""
+    if not model.get("is_there", True):
+        return "missing"
+    if model.get("damaged") is not None:
+        return "damaged"
+    return None if model["is_whole"] else "incomplete"
+
+
+def trouble(host: Host, model: Mapping[str, Any]) -> str | None:
+    """The same as a sentence, with the way out."""
+    state = _state(model)
+    if state is None:
+        return None
+    needs = f", and {', '.join(model['used_by'])} needs it" if model["used_by"] else ""
+    name = f"{model['model']} {model['revision']}"
+    return f"{name} is {state}{needs}: qwen-deploy {going_on(host, model)}"
+
+
+def going_on(host: Host, model: Mapping[str, Any]) -> str:
+    """The command that brings what is missing of a revision."""
+    origin = model.get("origin") or {}
+    requested = origin.get("requested")
+    words = ["weights", "pull", "--host", host.text, "--model", model["model"]]
+    words += ["--revision", requested] if requested else []
+    words += ["--weights", "..."] if origin.get("source") in ("folder", "archive") else []
+    return shlex.join(words).replace("'...'", "...")
+
+
+def waits_for(status: Mapping[str, Any]) -> str | None:
+    """Why nothing comes at the moment: what the sources that pause have said."""
+    sources = status.get("sources", [])
+    is_under_way = status.get("phase") in ("waiting", "fetching")
+    if not is_under_way or any(one["state"] == "reading" for one in sources):
+        return None
+    reasons = [f"{one['name']}: {one['error']}" for one in sources if one.get("error")]
+    return "; ".join(reasons) or None
 
 
 def _clock(seconds: float | None) -> str:
@@ -155,6 +217,7 @@ def result_row(finished: HostFinished) -> tuple[str, ...]:
 
 
 BAR_WIDTH = 20
+UNFINISHED = "unfinished"  # what `weights status` adds to the phases of the agent
 MOST_RANGES = 3
 RESULT_HEADER = ("HOST", "OUTCOME", "RELEASE", "PREVIOUS", "CHANGED", "SECONDS")
 

@@ -19,6 +19,7 @@ from qwen_deploy.cli.options import (
     TransferOptions,
     YesOpt,
     all_or_error,
+    filed_as,
     open_sessions,
 )
 from qwen_deploy.cli.turn import in_turn, print_results, run_for
@@ -58,11 +59,12 @@ def up(
 
     qwen-deploy up --weights ./Qwen2.5-7B-Instruct --yes --output json
     """
-    from qwen_deploy import airgap, config, pin, prospect
+    from qwen_deploy import airgap, config, pin, prospect, sources
 
     service = {"port": port, "auth": False if no_auth else None}
     own = {**model.overrides(), **transfer.overrides(), "service": service}
-    deployment = config.override(common.deployment(), own)
+    given = common.deployment()
+    deployment = config.override(given, own)
     packed = _opened(bundle, model.named)
     deployment = airgap.settle(deployment, packed) if packed else deployment
     user_key = _user_key(deployment, replace_key=new_api_key)
@@ -74,6 +76,9 @@ def up(
         packed.uv() if packed else nullcontext() as uv,
     ):
         choice = choice or pin.choose(sessions, deployment, refresh=transfer.refresh)
+        is_ours = not packed and sources.parse(deployment.model.source).kind in ("path", "host")
+        if is_ours and model.is_unnamed(given):
+            choice = choice.noted(filed_as(deployment.model.name))
         wanted = prospect.want(deployment, choice.pinned, user_key, bundle=packed, uv=uv)
         fleet = _looked(sessions, wanted, choice, common.out)
         if not _agreed(fleet, common.out, yes):
@@ -127,7 +132,7 @@ def _agreed(looked: Looked, out: Output, yes: bool) -> bool:
     """Shows the plan and the findings; asks once where something would change."""
     changing = [one for one in looked.prospects if not one.is_unchanged]
     for one in looked.prospects:
-        out.value({"event": "plan", **_plan_value(one, looked.routes.get(one.host))})
+        out.value({"event": "plan", **_plan_value(one, looked)})
     for note in looked.supply.pinned.notes if changing else ():
         out.note(f"weights: {note}")
     for one in changing:
@@ -140,13 +145,20 @@ def _agreed(looked: Looked, out: Output, yes: bool) -> bool:
     return out.confirm(f"Change {len(changing)} of {len(looked.prospects)} hosts?")
 
 
-def _plan_value(one: Prospect, route: Route | None) -> dict[str, Any]:
+def _plan_value(one: Prospect, looked: Looked) -> dict[str, Any]:
+    route, pinned = looked.routes.get(one.host), looked.supply.pinned
     steps = [{"stage": step.stage, "summary": step.summary} for step in one.plan.steps]
     value: dict[str, Any] = {"host": one.host, "release": one.release.id, "steps": steps}
     if route is not None:
         missing = one.plan.transfer_bytes
         eta = route.eta_seconds(missing)
-        value["weights"] = {"bytes": missing, "from": route.text, "eta_seconds": eta}
+        value["weights"] = {
+            "bytes": missing,
+            "from": route.place,
+            "eta_seconds": eta,
+            "proof": pinned.manifest.proof,
+            "notes": list(pinned.notes),
+        }
     return value
 
 

@@ -3,7 +3,7 @@ SSH."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
@@ -15,6 +15,7 @@ from qwen_deploy.errors import NeedsAttention, Refused
 from qwen_deploy.sizes import megabytes
 
 if TYPE_CHECKING:
+    from qwen_deploy.inventory import Host
     from qwen_deploy.remote import Session
 
 Answer = TypeVar("Answer")
@@ -59,34 +60,70 @@ def status(common: Common) -> int:
 
     qwen-deploy weights status --output json
     """
-    from qwen_deploy import commands
     from qwen_deploy.cli import render
+
+    found = _each(common, lambda session: _looked_at(session, common))
+    rows = []
+    for session, (told, unfinished) in found.items():
+        host = session.host
+        fields = {"status": told, "unfinished": list(unfinished)}
+        common.out.value({"event": "transfer", "host": host.name, **fields})
+        shown = [told] if told or not unfinished else []
+        shown += [{**one, "phase": render.UNFINISHED} for one in unfinished]
+        rows += [(host.name, *render.transfer_cells(one)) for one in shown]
+        for line in (*_remarks(told), *_ways_on(host, unfinished)):
+            common.out.note(f"{host.name}  weights   {line}")
+    common.out.table(STATUS_HEADER, rows)
+    return 1 if any(_has_failed(told) for told, _ in found.values()) else 0
+
+
+Unfinished = Sequence[Mapping[str, Any]]
+
+
+def _looked_at(session: Session, common: Common) -> tuple[Mapping[str, Any], Unfinished]:
+    """The transfer that runs or ran last, and those of which only bytes are left."""
+    from qwen_deploy import agent, commands
     from qwen_deploy.weights import Transfer
 
-    def look(session: Session) -> Mapping[str, Any]:
-        told = Transfer(session, common.out.event).look()
-        if told.get("phase") != "done":
-            return told
-        is_there = session.run(commands.has_folder(told["directory"]), root=True).ok
-        return told if is_there else {**told, "phase": REMOVED}
+    told = Transfer(session, common.out.event).look()
+    if told.get("phase") not in (None, "done", "failed"):
+        return told, ()
+    unfinished = agent.listing(session)["unfinished"]
+    if told.get("phase") != "done":
+        # Of the one that ended, its own row tells.
+        own = told.get("revision")
+        return told, [one for one in unfinished if not told or one["revision"] != own]
+    is_there = session.run(commands.has_folder(told["directory"]), root=True).ok
+    return (told if is_there else {**told, "phase": REMOVED}), unfinished
 
-    found = _each(common, look)
-    rows = []
-    for session, told in found.items():
-        host = session.host.name
-        common.out.value({"event": "transfer", "host": host, "status": told})
-        rows.append((host, *render.transfer_cells(told)))
-        if _has_failed(told):
-            common.out.note(f"{host}  weights   {told['error']['message']}")
-        if told.get("phase") == REMOVED:
-            common.out.note(f"{host}  weights   brought, but {told['directory']} is gone now")
-    common.out.table(STATUS_HEADER, rows)
-    return 1 if any(_has_failed(told) for told in found.values()) else 0
+
+def _remarks(told: Mapping[str, Any]) -> Iterator[str]:
+    from qwen_deploy import fleet
+    from qwen_deploy.cli import render
+
+    if _has_failed(told):
+        yield str(told["error"]["message"])
+    elif told.get("phase") == REMOVED:
+        yield f"brought, but {told['directory']} is gone now"
+    elif reason := render.waits_for(told):
+        is_ours = any(one["name"] == fleet.OPERATOR for one in told["sources"])
+        way = "; it goes on with the same `weights pull`, where these weights lie"
+        yield f"nothing comes: {reason}{way if is_ours else ''}"
+
+
+def _ways_on(host: Host, unfinished: Unfinished) -> Iterator[str]:
+    from qwen_deploy.cli import render
+
+    for one in unfinished:
+        kept = f"{megabytes(one['bytes_done'])} of {megabytes(one['bytes_total'])}"
+        way = f"qwen-deploy {render.going_on(host, one)}"
+        yield f"{kept} of {one['model']} {one['revision']} are kept, to go on: {way}"
 
 
 def _has_failed(status: Mapping[str, Any]) -> bool:
-    """Somebody who ended it is no failure."""
-    return status.get("phase") == "failed" and status["error"]["kind"] != "stopped"
+    """One that somebody ended, or that went down with its host, has not failed."""
+    is_over = status.get("phase") == "failed"
+    return is_over and status["error"]["kind"] not in ("stopped", "down")
 
 
 def cancel(common: Common) -> int:
@@ -129,14 +166,15 @@ def verify(
         common.out.value({"event": "verified", "host": host, **verdict})
         rows.append((host, *render.verdict_cells(verdict)))
         for problem in verdict["problems"]:
-            common.out.note(f"{host}  damaged   {render.problem(verdict, problem)}")
+            stage = "damaged" if verdict.get("is_there", True) else "missing"
+            common.out.note(f"{host}  {stage}   {render.problem(verdict, problem)}")
         damaged += [] if verdict["ok"] else [host]
     common.out.table(("HOST", "MODEL", "REVISION", "SIZE", "VERDICT"), rows)
     if damaged:
         raise NeedsAttention(
             f"weights are not as they were proven on {', '.join(dict.fromkeys(damaged))}",
-            state="the services run on with what they have loaded",
-            hint="qwen-deploy weights pull --repair, with the options that brought them",
+            state="a service that runs goes on with what it has loaded",
+            hint="qwen-deploy weights pull, with the options that brought them; it mends them",
         )
     return 0
 
@@ -157,11 +195,24 @@ def list_(common: Common) -> int:
         host = session.host.name
         common.out.value({"event": "weights_list", "host": host, **listing})
         rows += [(host, *render.model_cells(one)) for one in listing["models"]]
-        if listing["partial_bytes"]:
-            size = megabytes(listing["partial_bytes"])
-            common.out.note(f"{host}  partial   {size} of unfinished transfers")
+        for line in _list_notes(session.host, listing):
+            common.out.note(f"{host}  {line}")
     common.out.table(LIST_HEADER, rows)
     return 0
+
+
+def _list_notes(host: Host, listing: Mapping[str, Any]) -> Iterator[str]:
+    from qwen_deploy.cli import render
+
+    for model in listing["models"]:
+        if said := render.trouble(host, model):
+            yield f"weights   {said}"
+    for way in _ways_on(host, listing["unfinished"]):
+        yield f"partial   {way}"
+    if listing["partial_bytes"]:
+        yield f"partial   {megabytes(listing['partial_bytes'])} of unfinished transfers"
+    if listing["wheels_bytes"]:
+        yield f"wheels    {megabytes(listing['wheels_bytes'])} of Python packages from a bundle"
 
 
 def prune(common: Common, yes: YesOpt = False) -> int:
@@ -182,6 +233,8 @@ def prune(common: Common, yes: YesOpt = False) -> int:
         would = dict(zip(sessions, all_or_error(asked, common.out), strict=True))
         _tell_removals(common, would, "removes" if yes else "would remove")
         needed = [session for session, told in would.items() if told["removed"]]
+        if not needed:
+            common.out.note("nothing to remove")
         if needed and not yes and not common.out.confirm(f"Remove this on {len(needed)} hosts?"):
             raise Refused("nothing was removed: nobody agreed", hint="the same with --yes")
         removed = all_or_error(parallel.each(needed, remove), common.out)

@@ -32,6 +32,7 @@ def folder_of(root: Path, pinned: Pinned) -> Path:
 
 def bring(pinned: Pinned, settings: Weights, root: Path, tell: Callable[[str], None]) -> None:
     """Fills `folder_of`, or continues to."""
+    root = root.absolute()  # the agent takes no other
     with _running(pinned, settings, root) as (process, directory):
         while process.poll() is None:
             status = _status(directory)
@@ -42,6 +43,7 @@ def bring(pinned: Pinned, settings: Weights, root: Path, tell: Callable[[str], N
             error = _status(directory).get("error") or {}
             raise WeightsMissing(
                 str(error.get("message") or "the transfer ended without a result"),
+                state=f"what was brought is kept in {root}",
                 hint="the same command again; it continues",
             )
 

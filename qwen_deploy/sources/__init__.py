@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from qwen_deploy.errors import UsageError
 from qwen_deploy.hashes import Progress
 from qwen_deploy.sources.network import Network, Patience, direct, through
-from qwen_deploy.sources.pinned import Pinned, Upstream
+from qwen_deploy.sources.pinned import UNVERIFIED, Pinned, Upstream
 from qwen_deploy.sources.refusals import (
     HubError,
     HubMissing,
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from qwen_deploy.sources.wire import Wire
 
 __all__ = [
+    "UNVERIFIED",
     "HubError",
     "HubMissing",
     "HubRefused",

@@ -156,6 +156,8 @@ def _refusal(place: Place, error: HfHubHTTPError) -> HubError:
         )
     if status in (401, 403):
         return HubRefused(f"{at.host} refuses {place.repo}: {_said(error)}")
+    if status == 404:
+        return place.without_model()
     return HubUnreachable(f"{at.host} answers {status} for {place.repo}")
 
 

@@ -15,7 +15,7 @@ from qwen_deploy import archive as archives
 from qwen_deploy import folder
 from qwen_deploy.checkpoint import CheckpointRefused
 from qwen_deploy.hashes import Progress
-from qwen_deploy.sources.pinned import Pinned, Upstream
+from qwen_deploy.sources.pinned import UNVERIFIED, Pinned, Upstream
 from qwen_deploy.sources.settings import Settings
 
 
@@ -47,4 +47,4 @@ def from_index(path: str, document: Mapping[str, Any]) -> Pinned:
 def _notes(manifest: Manifest, place: str) -> tuple[str, ...]:
     if manifest.proof != "none":
         return ()
-    return (f"unverified: no checksums came with {place}",)
+    return (f"{UNVERIFIED}: no checksums came with {place}",)

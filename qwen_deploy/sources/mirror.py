@@ -7,7 +7,7 @@ import json
 import re
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 from urllib.parse import quote, urlsplit
@@ -50,8 +50,26 @@ def ask(settings: Settings, wire: Wire, url: str) -> Listing:
     raise HubMissing(
         f"{url} answers neither as Hugging Face nor as ModelScope, and has neither "
         f"{manifests.NAME} nor {SUMS_NAME}",
-        hint=f"Write one there: sha256sum * > {SUMS_NAME}",
+        hint=_root_hint(settings, wire, url) or f"Write one there: sha256sum * > {SUMS_NAME}",
     )
+
+
+def _root_hint(settings: Settings, wire: Wire, url: str) -> str | None:
+    """Of the page of a model, as copied from a browser or a `git clone`."""
+    root, _, name = url.removesuffix(".git").rpartition("/")
+    root, _, owner = root.rpartition("/")
+    if not urlsplit(root).netloc or not manifests.MODEL.fullmatch(f"{owner}/{name}"):
+        return None
+    try:
+        found = _Answers.of(replace(settings, name=f"{owner}/{name}"), wire, root)
+    except HubUnreachable:
+        return None
+    if not (
+        _HF_KEYS & _fields(found.huggingface).keys() or _MS_KEYS & _fields(found.modelscope).keys()
+    ):
+        return None
+    way = f"git-lfs+{url}" if url.endswith(".git") else root
+    return f"Name the mirror and the model: --weights {way} --model {owner}/{name}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,8 @@ from qwen_weights.manifest import Manifest
 
 from qwen_deploy.content import Shareable
 
+UNVERIFIED = "unverified"  # begins the note on what nobody has proven
+
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Upstream:

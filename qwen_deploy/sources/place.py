@@ -41,6 +41,8 @@ class Place:
         has_token = bool(self.endpoint.token)
         seen = "" if has_token else ", or shows it to no stranger"
         hint = f"Compare model/name with {self.page}"
+        if "/" not in self.repo:
+            hint = f"A model is named OWNER/NAME, like Qwen/Qwen2.5-7B-Instruct. {hint}"
         return HubMissing(
             f"{self.endpoint.host} has no model {self.repo}{seen}",
             hint=hint if has_token else f"{hint}; if it is private, {self.names_token_file}",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from qwen_deploy.errors import UsageError
+from qwen_deploy.errors import Unreachable, UsageError
 
 
 class HubError(UsageError):
@@ -12,6 +12,8 @@ class HubError(UsageError):
 class HubRefused(HubError):
     """It knows who asks and says no, or wants to know."""
 
+    exit_code = Unreachable.exit_code
+
 
 class HubMissing(HubError):
     """No such repository, revision or list."""
@@ -20,6 +22,10 @@ class HubMissing(HubError):
 class HubUnreachable(HubError):
     """No answer, or none of use; another way there may help."""
 
+    exit_code = Unreachable.exit_code
+
 
 class ListRefused(HubError):
     """Its list makes no sense, or contradicts what it sends."""
+
+    exit_code = Unreachable.exit_code

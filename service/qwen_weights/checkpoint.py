@@ -77,6 +77,18 @@ class Checkpoint:
                 hint="Use the -Instruct or -Chat model of the family",
             )
 
+    def quantization(self) -> str | None:
+        """How the weights are quantized, in transformers' words; None where they are not."""
+        config = self._json(CONFIG)
+        found = config.get("quantization_config") if isinstance(config, dict) else None
+        if not isinstance(found, dict):
+            return None
+        if found.get("load_in_4bit") or found.get("load_in_8bit"):
+            return "bitsandbytes"
+        method = found.get("quant_method")
+        is_name = isinstance(method, str) and manifests.QUANTIZATION.fullmatch(method)
+        return str(method) if is_name else "unknown"
+
     def _has_chat_template(self) -> bool:
         # The first generation has its template in no file; the service knows it.
         if {"chat_template.jinja", "chat_template.json", "qwen.tiktoken"} & set(self.files):

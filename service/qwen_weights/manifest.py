@@ -14,12 +14,14 @@ from qwen_weights.errors import BadManifest
 
 NAME = "manifest.json"
 PIECES_NAME = "manifest.pieces.json"
+DAMAGE_NAME = "manifest.damage.json"
 # What lies beside the artifacts and is none of them.
-OWN_NAMES = (NAME, PIECES_NAME)
+OWN_NAMES = (NAME, PIECES_NAME, DAMAGE_NAME)
 SCHEMA = 1
 PROOFS = ("hub", "sums", "none")
 MODEL = re.compile(r"(?:[A-Za-z0-9][\w.-]*/)?[A-Za-z0-9][\w.-]*", re.ASCII)
 REVISION = re.compile(r"[0-9a-f]{40}|w-[0-9a-f]{16}")
+QUANTIZATION = re.compile(r"[a-z0-9_.-]{1,40}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _NAME_OF_ORIGIN = re.compile(r"[^\x00-\x1f\x7f\ud800-\udfff]{1,500}")
@@ -53,6 +55,8 @@ class Manifest:
     origin: Origin | None = field(default=None, compare=False)
     proof: str | None = field(default=None, compare=False)
     verified_at: str | None = field(default=None, compare=False)
+    # How the weights are quantized, where they are: by config.json, which is an artifact.
+    quantization: str | None = field(default=None, compare=False)
 
     @property
     def total_bytes(self) -> int:
@@ -74,6 +78,7 @@ class Manifest:
             "origin": vars(self.origin) if self.origin else None,
             "proof": self.proof,
             "verified_at": self.verified_at,
+            "quantization": self.quantization,
         }
         document |= {name: value for name, value in optional.items() if value is not None}
         return json.dumps(document, indent=1) + "\n"
@@ -86,11 +91,13 @@ def make(
     *,
     origin: Origin | None = None,
     proof: str | None = None,
+    quantization: str | None = None,
 ) -> Manifest:
     """Checked like one that was read; the revision is that of the content unless it is known."""
     ordered = tuple(sorted(artifacts, key=lambda artifact: artifact.path))
     named = revision or revision_of(ordered)
-    return parse(Manifest(model, named, ordered, origin, proof).to_json())
+    made = Manifest(model, named, ordered, origin, proof, quantization=quantization)
+    return parse(made.to_json())
 
 
 def revision_of(artifacts: Iterable[Artifact]) -> str:
@@ -124,7 +131,7 @@ def parse(text: str) -> Manifest:
 
 def of_document(document: Any) -> Manifest:
     required = {"schema", "model", "revision", "artifacts"}
-    optional = {"origin", "proof", "verified_at"}
+    optional = {"origin", "proof", "verified_at", "quantization"}
     fields = _fields(document, required, optional=optional, where=NAME)
     if fields["schema"] != SCHEMA or isinstance(fields["schema"], bool):
         _refuse("schema", f"should be {SCHEMA}, is {fields['schema']!r}")
@@ -140,6 +147,7 @@ def of_document(document: Any) -> Manifest:
         _origin(fields["origin"]) if "origin" in fields else None,
         _proof(fields["proof"]) if "proof" in fields else None,
         _time(fields["verified_at"]) if "verified_at" in fields else None,
+        _quantization(fields["quantization"]) if "quantization" in fields else None,
     )
 
 
@@ -181,6 +189,10 @@ def _proof(value: Any) -> str:
 
 def _time(value: Any) -> str:
     return _matching(value, _TIME, "verified_at")
+
+
+def _quantization(value: Any) -> str:
+    return _matching(value, QUANTIZATION, "quantization")
 
 
 def _artifact(row: Any, where: str) -> Artifact:

@@ -48,7 +48,7 @@ class Workshop:
         """From the folder, or from elsewhere."""
         report = self.report
         pinned = Pinned(report.manifest, upstreams, None if upstreams else report)
-        nowhere = f"file://{self.target.parent}/no-index"
+        nowhere = f"file://{self.target.parent.absolute()}/no-index"
         pip = Pip(index_url=nowhere, extra_index_urls=(nowhere,), find_links=(str(self.wheels),))
         made = Contents(pinned, python="3.11", accelerator="cpu", pip=pip, settings=Weights())
         return create(self.target, made, self.events.append)
@@ -122,3 +122,13 @@ def test_weights_that_lie_elsewhere_are_brought_and_continued(workshop: Workshop
     stages = [one.stage for one in workshop.events if isinstance(one, StageFinished)]
     assert stages == ["wheels", "wheels", "weights", "pack"]
     assert [path.name for path in workshop.target.parent.iterdir()] == ["qwen.tar"]
+
+
+def test_weights_are_brought_for_a_file_in_the_current_folder(
+    workshop: Workshop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(workshop.target.parent)
+    workshop.target = Path("qwen.tar")
+    with Share(workshop.report) as share:
+        assert workshop.create(upstream(share, share.token)).problems() == ()
+    assert [path.name for path in Path().iterdir()] == ["qwen.tar"]

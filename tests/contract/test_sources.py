@@ -199,7 +199,9 @@ def test_auto_names_both_when_both_fail(ask: Asker, hub: Hub) -> None:
     place = urlsplit(hub.endpoint).netloc
     assert failed.message.count(f"{place} has no model Qwen/Absent") == 2
     hub.close()
+    assert failed.exit_code == 2
     failed = ask.fails("auto", HubUnreachable)
+    assert failed.exit_code == 4
     assert failed.message.count(f"{place} cannot be reached from here: Connection refused") == 2
 
 
@@ -209,6 +211,8 @@ def test_a_missing_model_is_named(ask: Asker, hub: Hub, source: str) -> None:
     place = urlsplit(hub.endpoint).netloc
     assert failed.message == f"{place} has no model Qwen/Absent, or shows it to no stranger"
     assert failed.hint and failed.hint.startswith("Compare model/name with http")
+    failed = ask.fails(source, HubMissing, name="Absent")
+    assert failed.hint and failed.hint.startswith("A model is named OWNER/NAME")
 
 
 @pytest.mark.parametrize("source", ALL)
@@ -238,6 +242,7 @@ def test_a_gated_model_says_where_to_ask(
     assert failed.hint and failed.hint.startswith("Ask for access at")
     file.write_text("unknown")
     failed = ask.fails(source, HubRefused, name="Qwen/Gated", **key)
+    assert failed.exit_code == 4
     assert str(file) in failed.message
     assert failed.hint and failed.hint.startswith("Make one at")
     file.write_text("granted")
@@ -537,6 +542,15 @@ class TestMirror:
     def test_a_missing_model_is_said_by_its_kind(self, ask: Asker, hub: Hub) -> None:
         failed = ask.fails(hub.endpoint, HubMissing, name="Qwen/Absent")
         assert "has no model Qwen/Absent" in failed.message
+
+    @pytest.mark.parametrize(("ending", "way"), [("", ""), (".git", "git-lfs+")])
+    def test_the_page_of_a_model_is_told_from_its_mirror(
+        self, ask: Asker, hub: Hub, ending: str, way: str
+    ) -> None:
+        hub.rules.append(Rule(f"/{REPO}*", "status", status=404))
+        failed = ask.fails(f"{hub.endpoint}/{REPO}{ending}", HubMissing)
+        named = f"{way}{hub.endpoint}/{REPO}.git" if ending else hub.endpoint
+        assert failed.hint == f"Name the mirror and the model: --weights {named} --model {REPO}"
 
     def test_a_folder_with_sums_will_do(self, ask: Asker, model: Path, folder_url: str) -> None:
         failed = ask.fails(folder_url, HubMissing)

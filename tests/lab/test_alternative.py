@@ -41,7 +41,7 @@ def test_up_as_a_user_with_a_sudo_password_through_a_jump_host(
         controller.environment["MODELSCOPE_ENDPOINT"] = hub.endpoint
         events = controller.events("up", "--yes", "--host", host.address)
     plan = next(event for event in events if event["event"] == "plan")
-    assert plan["weights"]["from"] == "from modelscope"
+    assert plan["weights"]["from"] == "modelscope"
     assert plan["weights"]["eta_seconds"] > 0
     assert not [event for event in events if event["event"] == "key_created"]
     assert service.ready(host, port=9000)["status"] == "ready"

@@ -167,6 +167,47 @@ def test_a_host_that_loses_power_goes_on_where_it_was(
     assert shard_bytes_sent(hub) < 2 * SHARD_BYTES + 2 * PROBE_BYTES + 12 * MIB
 
 
+@pytest.mark.parametrize("received_mib", [6, 32])
+def test_a_host_that_is_told_to_reboot_goes_on_where_it_was(
+    controller: Controller, hub: Hub, host: Host, folder: Path, received_mib: int
+) -> None:
+    """On its way down it still answers, and systemd stops the transfer as a person would."""
+    configure(controller, host, limit_rate="4M")
+    process = controller.start("weights", "pull")
+    try:
+        until_bytes(host, received_mib * MIB)
+        host.reboot()
+        assert process.stdout is not None
+        events = [json.loads(line) for line in process.stdout]
+        assert process.wait(timeout=120) == 0, events[-3:]
+    finally:
+        kill(process)
+    assert events[-1]["outcome"] == "changed"
+    assert lying_on(host) == sums(folder)
+    assert shard_bytes_sent(hub) < 2 * SHARD_BYTES + 2 * PROBE_BYTES + 12 * MIB
+
+
+def test_what_a_reboot_ended_is_told_with_the_way_on(
+    controller: Controller, hub: Hub, host: Host, folder: Path
+) -> None:
+    """Nobody is attached, and a transient unit does not come back by itself."""
+    configure(controller, host)
+    controller.run("weights", "pull", "--detach", "--limit-rate", "4M")
+    until_bytes(host, 8 * MIB)
+    host.reboot()
+    (seen,) = controller.events("weights", "status")
+    (left,) = seen["unfinished"]
+    assert (left["model"], seen["status"]) == (MODEL, {})
+    assert 8 * MIB <= left["bytes_done"] < left["bytes_total"]
+    way = f"qwen-deploy weights pull --host {host.address} --model {MODEL}"
+    for command in ("status", "list"):
+        told = controller.run("weights", command).stderr.replace("root@", "")
+        assert f"are kept, to go on: {way}" in told
+    controller.run("weights", "pull")
+    assert lying_on(host) == sums(folder)
+    assert controller.events("weights", "status")[0]["unfinished"] == []
+
+
 def test_what_is_gone_since_is_brought_again(
     controller: Controller, hub: Hub, hosts: tuple[Host, ...], folder: Path
 ) -> None:
@@ -199,8 +240,7 @@ def test_a_gated_model_is_refused_before_anything_starts(
 ) -> None:
     hub.add("Qwen/Gated", folder, token="hf_right", is_gated=True)
     configure(controller, host, source="huggingface")
-    told = controller.run("weights", "pull", "--model", "Qwen/Gated", expect=None)
-    assert told.returncode in (2, 3)
+    told = controller.run("weights", "pull", "--model", "Qwen/Gated", expect=4)
     assert "gated" in told.stderr
     assert status_of(host) == {}
 

@@ -241,7 +241,7 @@ def test_damage_is_noticed(look: Inspect, model: Path, tmp_path: Path, kind: str
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        (b"", "neither a folder nor an archive of a known kind"),
+        (b"", "is empty: tar, tar.gz, tar.zst and zip are read"),
         (b"hello", "neither a folder nor an archive of a known kind"),
         (b"7z\xbc\xaf\x27\x1c" + bytes(600), "is a 7z archive: tar, tar.gz, tar.zst and zip are"),
         (b"\xfd7zXZ\x00" + bytes(600), "is an xz archive"),

@@ -56,7 +56,7 @@ def test_verify_names_what_was_altered(program: Program) -> None:
     path = Path("qwen.tar")
     weights = MODEL["deep/生 词.safetensors"]
     path.write_bytes(path.read_bytes().replace(weights, weights[::-1]))
-    with pytest.raises(BundleRefused, match="1 of its files are not as they were packed") as told:
+    with pytest.raises(BundleRefused, match="1 of its files differ from what was packed") as told:
         program("verify", "qwen.tar")
     assert told.value.evidence == ("model/deep/生 词.safetensors",)
     assert told.value.exit_code == 2

@@ -522,10 +522,13 @@ def test_ctrl_c_at_a_prompt_ends_with_130(tmp_path: Path) -> None:
     leader, follower = pty.openpty()
     argv = ["status", "--host", "192.0.2.1", "--ask-sudo-password"]
     with start(*argv, stdin=follower, stderr=follower, cwd=tmp_path, start_new_session=True) as one:
-        asked = b""
-        while b"sudo password" not in asked:
-            asked += os.read(leader, 1024)
-        one.send_signal(signal.SIGINT)
-        assert one.wait(20) == 130
+        try:
+            asked = b""
+            while b"sudo password" not in asked:
+                asked += os.read(leader, 1024)
+            one.send_signal(signal.SIGINT)
+            assert one.wait(20) == 130
+        finally:
+            one.kill()
     os.close(leader)
     os.close(follower)

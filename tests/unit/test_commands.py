@@ -39,7 +39,7 @@ def test_a_command_is_exactly_this_line(argv: Sequence[str], line: str) -> None:
     assert commands.quote(argv) == line
 
 
-@pytest.mark.parametrize("name", ["facts", "lock", "record"])
+@pytest.mark.parametrize("name", ["facts", "lock", "record", "keys"])
 def test_a_program_travels_as_text_and_its_argument_as_json(name: str) -> None:
     argument = {"who": "anna's", "at": "北京"}
     argv = getattr(commands, name)(argument)
@@ -159,14 +159,47 @@ def test_a_cancel_says_what_became_of_the_transfer(
     (programs / "python3").symlink_to(sys.executable)
     path = tmp_path / "status.json"
     path.write_text(status)
-    script = commands.cancel_transfer()[2]
+    script, mark = commands.cancel_transfer()[2], tmp_path / "canceled"
     done = subprocess.run(
-        [str(programs / "sh"), "-c", script, "sh", "u.service", str(path)],
+        [str(programs / "sh"), "-c", script, "sh", "u.service", str(path), str(mark)],
         capture_output=True,
         text=True,
         env={"PATH": str(programs)},
     )
     assert (done.returncode, done.stdout) == (0, f"{said}\n")
+    assert mark.exists() == is_active
+
+
+def test_a_transfer_that_ends_while_it_is_canceled_is_not_called_canceled(
+    tmp_path: Path, programs: Path
+) -> None:
+    path, mark = tmp_path / "status.json", tmp_path / "canceled"
+    path.write_text('{"phase": "verifying"}')
+    done_now = f"""echo '{{"phase": "done"}}' >{path}"""
+    install(programs, "systemctl", f"[ $1 = stop ] && {done_now}; exit 0")
+    (programs / "python3").symlink_to(sys.executable)
+    script = [str(programs / "sh"), "-c", commands.cancel_transfer()[2], "sh", "u.service"]
+    done = subprocess.run(
+        [*script, str(path), str(mark)], capture_output=True, env={"PATH": str(programs)}
+    )
+    assert done.stdout == b"nothing to cancel\n"
+
+
+@pytest.mark.parametrize(("state", "code"), [("degraded", 1), ("stopping", 76), ("", 76)])
+def test_a_host_that_goes_down_is_told_apart_from_one_that_starts_nothing(
+    tmp_path: Path, state: str, code: int
+) -> None:
+    programs = tmp_path / "programs"
+    programs.mkdir()
+    says = f"[ $1 = is-system-running ] && echo {state}; [ $1 != is-system-running ]"
+    install(programs, "systemctl", says)
+    places = ["u.service", str(tmp_path / "run"), str(tmp_path / "state"), "0a1b"]
+    done = subprocess.run(
+        ["sh", "-c", commands.start_transfer("", "")[2], "sh", *places, "false"],
+        input=agent.archive({}),
+        env={"PATH": f"{programs}:{os.defpath}"},
+    )
+    assert done.returncode == code
 
 
 STATUS = {"phase": "fetching", "bytes_done": 1}
@@ -180,6 +213,16 @@ DIED = {
     },
 }
 
+WENT_DOWN = {
+    **STATUS,
+    "phase": "failed",
+    "error": {
+        "kind": "down",
+        "message": "the transfer was stopped, as by a restart of the host",
+    },
+}
+STOPPED = {**STATUS, "phase": "failed", "error": {"kind": "stopped", "message": "stopped"}}
+
 
 @pytest.mark.parametrize(
     ("text", "status"),
@@ -191,6 +234,11 @@ DIED = {
         (f"{json.dumps(STATUS)}\ninactive\n", DIED),
         ('{"phase": "done"}\ninactive\n', {"phase": "done"}),
         ('{"phase": "failed"}\nfailed\n', {"phase": "failed"}),
+        (f"{json.dumps(STATUS)}\ndeactivating\n", STATUS),
+        (f"{json.dumps(STATUS)}\n\n", WENT_DOWN),
+        (f"{json.dumps(STOPPED)}\ninactive\n", WENT_DOWN),
+        (f"{json.dumps(STOPPED)}\ninactive\ncanceled\n", STOPPED),
+        ('{"phase": "done"}\n\n', {"phase": "done"}),
     ],
 )
 def test_a_status_is_read_with_the_state_of_its_unit(text: str, status: dict[str, Any]) -> None:

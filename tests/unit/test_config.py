@@ -14,8 +14,8 @@ from qwen_deploy.errors import UsageError
 
 SECTIONS = "hosts, model, weights, service, runtime, pip, ssh"
 SERVICE_KEYS = (
-    "address, port, auth, api_key_file, device, dtype, max_batch, max_queue, max_context, threads, "
-    "drain_seconds, ready_seconds"
+    "address, port, auth, api_key_file, device, gpus, dtype, max_batch, max_queue, max_context, "
+    "threads, drain_seconds, web_ui, metrics, log_prompts, basic_auth, cors_origins, ready_seconds"
 )
 WRONG = {
     "[1]": "should be a mapping of keys",
@@ -28,6 +28,8 @@ WRONG = {
     "service: {prot: 80}": "service/prot: is not a key; did you mean `port`?",
     "service: {zzz: 1}": f"service/zzz: is not a key; should be one of {SERVICE_KEYS}",
     "service: {1: 2}": "service/1: is not a key",
+    "service: {gpus: ['0']}": "service/gpus/0: should be a UUID like "
+    "GPU-8932f937-d72c-4106-c12f-20bd9faed9f6",
     "service: {port: eighty}": "service/port: should be a whole number",
     "service: {port: '80'}": "service/port: should be a whole number",
     "service: {port: 80.5}": "service/port: should be a whole number",
@@ -53,10 +55,10 @@ WRONG = {
     "model: {aliases: [qwen, 1]}": "model/aliases/1: should be a text",
     "model: {aliases: ['a,b']}": "model/aliases/0: should be a name without blank or comma",
     "weights: {limit_rate: 20 MB}": (
-        'weights/limit_rate: should be bytes a second, as text: "500k", "20M", "1G"'
+        "weights/limit_rate: should be bytes a second, at least 1k, like 500k, 20M or 1G, as text"
     ),
     "weights: {limit_rate: 0.0001k}": (
-        'weights/limit_rate: should be bytes a second, as text: "500k", "20M", "1G"'
+        "weights/limit_rate: should be bytes a second, at least 1k, like 500k, 20M or 1G, as text"
     ),
     "weights: {limit_rate: 20000000}": "weights/limit_rate: should be a text",
     "weights: {night: 22-6}": "weights/night: should be like 22:00-06:00",

@@ -63,6 +63,34 @@ def test_what_is_no_part_of_the_model_is_left_out(look: Inspect, folder: Path) -
     assert look(folder).manifest == before
 
 
+@pytest.mark.parametrize(
+    ("settings", "method"),
+    [
+        (None, None),
+        ("text", None),
+        ({"quant_method": "gptq", "bits": 4}, "gptq"),
+        ({"quant_method": "bitsandbytes", "load_in_4bit": True}, "bitsandbytes"),
+        ({"load_in_8bit": True}, "bitsandbytes"),
+        ({"quant_method": "Made Up"}, "unknown"),
+        ({"bits": 4}, "unknown"),
+    ],
+)
+def test_the_manifest_tells_how_the_weights_are_quantized(
+    look: Inspect, folder: Path, settings: object, method: str | None
+) -> None:
+    config = {"model_type": "qwen2", "quantization_config": settings}
+    (folder / "config.json").write_text(json.dumps(config))
+    assert look(folder).manifest.quantization == method
+
+
+def test_the_first_generations_files_are_a_model(look: Inspect, folder: Path) -> None:
+    (folder / "tokenizer.json").unlink()
+    (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "QWenTokenizer"}')
+    (folder / "qwen.tiktoken").write_text("YQ== 0\n")
+    (folder / "config.json").write_text('{"model_type": "qwen"}')
+    assert "qwen.tiktoken" in [artifact.path for artifact in look(folder).manifest.artifacts]
+
+
 def test_subfolders_are_part_of_the_model(look: Inspect, folder: Path) -> None:
     (folder / "assets").mkdir()
     (folder / "assets/vocab.txt").write_text("x")

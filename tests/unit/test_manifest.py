@@ -47,6 +47,13 @@ def test_origin_proof_and_time_are_read_and_kept() -> None:
     assert json.loads(told.to_json())["verified_at"] == told.verified_at
 
 
+def test_how_weights_are_quantized_is_read_and_kept() -> None:
+    made = manifests.parse(document(quantization="gptq"))
+    assert made.quantization == "gptq"
+    assert manifests.parse(made.to_json()).quantization == "gptq"
+    assert made == manifests.parse(document())
+
+
 def test_the_same_artifacts_are_the_same_wherever_they_come_from() -> None:
     plain, told = document(), document(origin=ORIGIN, proof="none")
     assert manifests.parse(plain) == manifests.parse(told)
@@ -106,6 +113,8 @@ BAD = [
     (document(artifacts=rows("a\ud800b")), "is not a file name"),
     (document(artifacts=rows("manifest.json")), "lies beside the artifacts"),
     (document(artifacts=rows("manifest.pieces.json")), "lies beside the artifacts"),
+    (document(quantization="GPTQ 4"), "quantization: 'GPTQ 4' is not allowed"),
+    (document(quantization=None), "quantization: None is not allowed"),
     (document(verified_at="yesterday"), "verified_at: 'yesterday' is not allowed"),
     (document(verified_at=None), "verified_at: None is not allowed"),
     (document(proof="word of honor"), "proof: should be one of hub, sums, none"),

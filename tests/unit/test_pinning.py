@@ -257,6 +257,18 @@ def test_small_files_without_sha256_are_read_once(settings: Settings, model: Pat
     assert pin(settings, hub).manifest == first.manifest
 
 
+def test_how_a_model_is_quantized_is_remembered_with_its_hashes(
+    settings: Settings, model: Path
+) -> None:
+    config = {"model_type": "qwen2", "quantization_config": {"quant_method": "awq"}}
+    (model / "config.json").write_text(json.dumps(config))
+    hub = FakeHub(model)
+    assert pin(settings, hub).manifest.quantization == "awq"
+    hub.reads.clear()
+    assert pin(settings, hub).manifest.quantization == "awq"
+    assert hub.reads == []
+
+
 def test_two_kinds_of_lists_give_one_revision(settings: Settings, model: Path) -> None:
     one = pin(settings, FakeHub(model))
     (model / "configuration.json").write_text("{}")

@@ -222,10 +222,17 @@ def test_a_shortened_artifact_is_brought_again() -> None:
     assert made.transfer_bytes == MANIFEST.total_bytes
 
 
+def test_weights_that_were_found_damaged_are_mended() -> None:
+    there = {"config.json": 100, "manifest.damage.json": 40}
+    made = plan_for(served(trees={RELEASE.model_dir: there}))
+    assert made.steps == (Step("weights", f"mend {MODEL}: `weights verify` found it damaged"),)
+    assert made.brings == (MANIFEST,)
+
+
 def test_what_an_unfinished_transfer_left_is_not_brought_again() -> None:
     made = plan_for(raw_facts(partials={"a" * 64: 60, "f" * 64: 1_000}))
     assert made.transfer_bytes == 40
-    assert Step("weights", f"bring 0.0 MB of {MODEL}, 0.0 MB are there") in made.steps
+    assert Step("weights", f"bring 0.0 MB of {MODEL} (0.0 MB are there)") in made.steps
 
 
 def test_what_another_revision_of_the_model_holds_is_not_brought_again() -> None:

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
+from qwen_service.engines import quantization
 
 from qwen_deploy import facts as host_facts
 from qwen_deploy import preflight, release
@@ -116,6 +118,62 @@ def test_cuda_without_a_gpu_is_a_warning() -> None:
     )
 
 
+UUIDS = [f"{kind}-8932f937-d72c-4106-c12f-20bd9faed9f{n}" for n, kind in enumerate(("GPU", "MIG"))]
+
+
+def judged(service: dict[str, Any], gpus: list[dict[str, str]], wanted: Release = CUDA) -> Any:
+    return preflight.inspect(facts_of(gpus=gpus), wanted, deployment(service=service).service)
+
+
+def test_named_gpus_and_mig_instances_that_are_there_are_taken() -> None:
+    there = [GPU, GPU | {"uuid": UUIDS[0], "mig": f"MIG-x,{UUIDS[1]}"}]
+    assert judged({"gpus": UUIDS}, there) == ()
+
+
+def test_unknown_gpus_are_refused_with_those_there_are() -> None:
+    (finding,) = judged({"gpus": UUIDS}, [GPU, GPU | {"uuid": UUIDS[0], "mig": "MIG-x"}])
+    assert finding.level == "refusal"
+    assert finding.message == f"it has no GPU {UUIDS[1]}; there are: GPU-1, {UUIDS[0]}, MIG-x"
+    (finding,) = judged({"gpus": UUIDS[:1]}, [])
+    assert finding.message == f"it has no GPU {UUIDS[0]}; there are: none"
+
+
+@pytest.mark.parametrize(("wanted", "device"), [(CPU, "auto"), (CUDA, "cpu")])
+def test_named_gpus_and_a_model_on_the_cpu_contradict_each_other(
+    wanted: Release, device: str
+) -> None:
+    there = [GPU | {"uuid": UUIDS[0]}]
+    (finding,) = judged({"gpus": UUIDS[:1], "device": device}, there, wanted)
+    assert (finding.level, "on the CPU" in finding.message) == ("refusal", True)
+
+
+def quantized(method: str, *packages: str) -> Release:
+    lock = CPU.lock + "".join(f"{one}==1.0\n" for one in packages).encode()
+    return replace(CPU, manifest=replace(MANIFEST, quantization=method), lock=lock)
+
+
+@pytest.mark.parametrize(("method", "packages"), preflight.QUANTIZATION_NEEDS.items())
+def test_a_quantized_model_is_taken_where_its_packages_are_locked(
+    method: str, packages: tuple[str, ...]
+) -> None:
+    assert findings(quantized(method, *packages)) == ()
+
+
+def test_a_quantized_model_is_refused_with_the_packages_it_lacks() -> None:
+    (finding,) = findings(quantized("gptq", "optimum"))
+    assert (finding.level, finding.message) == (
+        "refusal",
+        "the model is quantized by gptq, which needs gptqmodel: not among the packages for cpu",
+    )
+    assert finding.hint
+    (finding,) = findings(quantized("unknown"))
+    assert finding.message.startswith("the model is quantized by unknown, and only awq, ")
+
+
+def test_the_service_judges_quantization_by_the_same_rule() -> None:
+    assert quantization.NEEDS == preflight.QUANTIZATION_NEEDS
+
+
 def test_a_model_larger_than_the_memory_is_a_warning() -> None:
     assert findings(memory_bytes=50) == (
         Finding("warning", "the model has 0.0 GiB, the host 0.0 GiB of memory"),
@@ -137,6 +195,24 @@ def test_the_cuda_build_takes_every_new_python(version: list[int]) -> None:
 def test_the_port_may_be_our_own(owner: dict[str, Any]) -> None:
     raw = serving(CPU, deployment(), port_owner=owner)
     assert preflight.inspect(host_facts.parse(json.dumps(raw)), CPU, SERVICE) == ()
+
+
+def test_weights_that_were_found_damaged_do_not_count_as_there() -> None:
+    there = {one.path: one.size for one in MANIFEST.artifacts}
+    folder = f"/var/lib/qwen-deploy/models/{MANIFEST.directory}"
+    told = {"digests": {f"{folder}/manifest.json": "f" * 64}}
+    sound = facts_of(**told, trees={folder: there})
+    damaged = facts_of(**told, trees={folder: {**there, "manifest.damage.json": 10}})
+    assert preflight.has_weights(sound, MANIFEST)
+    assert not preflight.has_weights(damaged, MANIFEST)
+    assert preflight.missing_bytes(damaged, MANIFEST) == 0
+
+
+def test_a_disk_of_its_own_is_named_once() -> None:
+    state = "/var/lib/qwen-deploy"
+    disks = {state: {"mount": state, "free_bytes": 1, "total_bytes": 1, "free_inodes": 1}}
+    finding = preflight.weights_room(facts_of(disks=disks), MANIFEST)
+    assert finding and finding.message.startswith(f"the disk at {state} is too small: 0 MB are")
 
 
 def test_what_lies_on_the_host_needs_no_room() -> None:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from qwen_deploy.cli import render
@@ -19,7 +21,8 @@ from qwen_deploy.events import (
 H = "gpu-1"
 HALF = TransferProgress(H, "fetching", "modelscope", 500_000_000, 1_000_000_000, 2e8, 102.5)
 PLANNED = TransferProgress(H, "waiting", "", 0, 0, 0.0, None)
-PROVEN = TransferProgress(H, "done", "", 15_200_000_000, 15_200_000_000, 0.0, None)
+PROVEN = TransferProgress(H, "done", "", 15_200_000_000, 15_200_000_000, 0.0, None, "hub")
+COMPLETE = replace(PROVEN, proof="none")
 
 # Event, its line, its line when verbose, what is shown on the live line.
 SHOWN: dict[str, tuple[Event, str | None, str | None, str | None]] = {
@@ -72,6 +75,12 @@ SHOWN: dict[str, tuple[Event, str | None, str | None, str | None]] = {
         None,
         None,
         "gpu-1  weights   [--------------------]   0% of 0.0 MB  waiting",
+    ),
+    "weights that nobody vouches for": (
+        COMPLETE,
+        "gpu-1  weights   15.2 GB on the host, complete, not proven by any hub's checksums",
+        "gpu-1  weights   15.2 GB on the host, complete, not proven by any hub's checksums",
+        "gpu-1  weights   [####################] 100% of 15.2 GB  done",
     ),
     "all weights": (
         PROVEN,

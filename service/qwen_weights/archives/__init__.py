@@ -86,7 +86,8 @@ def kind_of(path: Path) -> str:
             return kind if kind in _READ else _refuse_kind(path, f"is {kind}")
     if start[_TAR_MAGIC] == b"ustar":
         return "tar"
-    return _refuse_kind(path, "is neither a folder nor an archive of a known kind")
+    known = "is neither a folder nor an archive of a known kind"
+    return _refuse_kind(path, known if start else "is empty")
 
 
 def _refuse_kind(path: Path, what: str) -> str:

@@ -20,6 +20,7 @@ from qwen_weights.pull.wait import is_running, read_status
 from qwen_weights.store import Store, recorded
 from qwen_weights.store.locks import open_locked
 
+WHEELS = "qwen-deploy--wheels"
 RUN_DIR = Path("/run/qwen-deploy-weights")
 RELEASES_DIR = Path("/opt/qwen-deploy/releases")
 # What a transfer makes beside a revision; the lock ends with it, the others after a kill do not.
@@ -33,6 +34,11 @@ class Revision:
     directory: Path
     manifest: Manifest | None
     used_by: tuple[str, ...]
+
+    @property
+    def is_wheels(self) -> bool:
+        """Python packages of a bundle, which travel as models do."""
+        return self._folder == WHEELS
 
     @property
     def model(self) -> str:
@@ -56,6 +62,15 @@ def revisions(store: Store, needs: Mapping[Path, tuple[str, ...]]) -> Iterator[R
         if REVISION.fullmatch(directory.name) and directory.is_dir():
             used_by = needs.get(directory.resolve(), ())
             yield Revision(directory, recorded(directory), used_by)
+
+
+def missing(store: Store, needs: Mapping[Path, tuple[str, ...]]) -> Iterator[Revision]:
+    """What releases need and nobody has here."""
+    models = store.models_dir.resolve()
+    for directory, used_by in sorted(needs.items()):
+        is_ours = directory.parent.parent == models and REVISION.fullmatch(directory.name)
+        if is_ours and not directory.is_dir():
+            yield Revision(store.models_dir / directory.relative_to(models), None, used_by)
 
 
 def needs(store: Store, releases: Path) -> dict[Path, tuple[str, ...]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,8 @@ from qwen_weights import housekeeping as holding
 from qwen_weights.disk import free_bytes
 from qwen_weights.errors import of_host
 from qwen_weights.housekeeping import Revision, Transfer
-from qwen_weights.store import Store
+from qwen_weights.manifest import Manifest
+from qwen_weights.store import Store, damage, recorded
 from qwen_weights.store.inspection import has_all
 
 _OF_TRANSFER = ("phase", "model", "revision", "bytes_done", "bytes_total", "pid")
@@ -36,12 +38,16 @@ def run(arguments: argparse.Namespace) -> None:
 
 def listing(root: Path, releases: Path, run_dir: Path) -> dict[str, Any]:
     store = Store(root)
-    found = holding.revisions(store, holding.needs(store, releases))
+    needs = holding.needs(store, releases)
+    found = tuple(holding.revisions(store, needs))
+    models = [*(one for one in found if not one.is_wheels), *holding.missing(store, needs)]
     transfer = holding.running(run_dir)
     return {
         "schema": 1,
         "root": str(root),
-        "models": [_fields(revision) for revision in found],
+        "models": [_fields(revision) for revision in models],
+        "wheels_bytes": sum(_bytes_below(one.directory) for one in found if one.is_wheels),
+        "unfinished": list(_unfinished(store)),
         "partial_bytes": _partial_bytes(store),
         "free_bytes": free_bytes(root) if root.exists() else 0,
         "transfer": _of(transfer) if transfer else None,
@@ -55,12 +61,36 @@ def _fields(revision: Revision) -> dict[str, Any]:
         "revision": revision.directory.name,
         "directory": str(revision.directory),
         "bytes": manifest.total_bytes if manifest else _bytes_below(revision.directory),
+        "is_there": revision.directory.is_dir(),
         "is_whole": manifest is not None and has_all(revision.directory, manifest),
+        "damaged": damage.known(revision.directory),
         "verified_at": manifest.verified_at if manifest else None,
         "origin": vars(manifest.origin) if manifest and manifest.origin else None,
         "proof": manifest.proof if manifest else None,
         "used_by": list(revision.used_by),
     }
+
+
+def _unfinished(store: Store) -> Iterator[dict[str, Any]]:
+    """Transfers that some later one has to end, with what they left here."""
+    for path in holding.unfinished(store):
+        manifest = recorded(path) if path.suffix == ".tmp" else None
+        is_model = manifest is not None and path.parent.name != holding.WHEELS
+        if manifest and is_model and not holding.is_locked(holding.lock_path(path)):
+            yield {
+                "model": manifest.model,
+                "revision": manifest.revision,
+                "origin": vars(manifest.origin) if manifest.origin else None,
+                "bytes_done": _kept_bytes(store, manifest),
+                "bytes_total": manifest.total_bytes,
+            }
+
+
+def _kept_bytes(store: Store, manifest: Manifest) -> int:
+    return sum(
+        artifact.size if store.is_staged(manifest, artifact) else store.kept_bytes(artifact)
+        for artifact in manifest.artifacts
+    )
 
 
 def _partial_bytes(store: Store) -> int:

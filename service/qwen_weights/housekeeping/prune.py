@@ -18,7 +18,6 @@ from qwen_weights.errors import Stopped, of_host
 from qwen_weights.housekeeping import Transfer
 from qwen_weights.store import Store, recorded
 
-WHEELS = "qwen-deploy--wheels"
 _BLOCK_BYTES = 512  # of st_blocks, whatever the file system's own are
 
 
@@ -63,7 +62,7 @@ def expendable(
         revision.directory
         for revision in holding.revisions(store, holding.needs(store, releases))
         if not revision.used_by and revision.directory not in wanted
-        if with_wheels or revision.directory.parent.name != WHEELS
+        if with_wheels or not revision.is_wheels
     )
     left = (
         path

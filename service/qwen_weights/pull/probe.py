@@ -58,6 +58,7 @@ class _Probe:
         self._seconds = seconds
         self._source: Source | None = None
         self._error: str | None = None
+        self._kind: str | None = None
         self._is_reached = False
         self._is_final = False
         self._first_after: float | None = None
@@ -81,6 +82,7 @@ class _Probe:
             "reached": error is None or self._is_reached,
             "final": error is not None and self._is_final,
             "error": error,
+            "kind": error and self._kind,
             "seconds_to_first_byte": self._first_after and round(self._first_after, 3),
             "rate": rate and round(rate),
         }
@@ -101,7 +103,7 @@ class _Probe:
         except WeightsError as error:
             # No certificate can be checked where nobody answers, but who answers may be anybody.
             self._error, self._is_reached = str(error), not isinstance(error, Untrusted)
-            self._is_final = True
+            self._is_final, self._kind = True, error.kind
 
     def _read(self, source: Source) -> None:
         if self._artifact is None:

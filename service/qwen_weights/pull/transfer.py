@@ -22,7 +22,7 @@ from qwen_weights.relay.shelf import Shelf
 from qwen_weights.sources import Interruption
 from qwen_weights.sources.archive import ArchiveSource
 from qwen_weights.sources.folder import FolderSource
-from qwen_weights.store import Store, repair
+from qwen_weights.store import Store, damage, repair
 from qwen_weights.store.locks import open_locked, release
 from qwen_weights.store.partial import Partial
 from qwen_weights.survey.known import Stamp
@@ -78,7 +78,7 @@ class Transfer:
     def _bring(self, manifest: Manifest, remaining: Sequence[Manifest]) -> None:
         final = self._store.final_dir(manifest)
         self._proven[manifest.revision] = {}
-        if self._order.repair and final.is_dir():
+        if final.is_dir() and (self._order.repair or damage.known(final) is not None):
             self._mend(manifest)
         elif self._store.holds(manifest):
             self._store.record_proof(manifest)

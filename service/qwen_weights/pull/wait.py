@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from qwen_weights.errors import BadManifest, DeadlinePassed, Missing, TransferDied, WeightsError
+from qwen_weights.store import damage
 from qwen_weights.store.inspection import has_all, load
 
 _POLL_SECONDS = 0.2
@@ -65,7 +66,7 @@ def wait(
 
 def is_whole(directory: Path) -> bool:
     try:
-        return has_all(directory, load(directory))
+        return has_all(directory, load(directory)) and damage.known(directory) is None
     except (Missing, BadManifest):
         return False
 

@@ -27,7 +27,6 @@ from qwen_weights.manifest import Artifact, Manifest
 from qwen_weights.store import pieces
 from qwen_weights.store.inspection import has_all, hashes_of, pieces_of
 from qwen_weights.store.locks import open_locked
-from qwen_weights.store.pieces import Pieces
 from qwen_weights.store.verify import now
 from qwen_weights.survey.known import Stamp
 
@@ -189,7 +188,7 @@ class Store:
         make_dirs((staging / artifact.path).parent)
         if digests:
             with self._noting:
-                note_pieces(staging, {artifact.sha256: digests})
+                pieces.note(staging, {artifact.sha256: digests})
         os.rename(path, staging / artifact.path)
         # Renaming one name of a file to another name of it leaves both.
         path.unlink(missing_ok=True)
@@ -215,24 +214,29 @@ class Store:
     def record_pieces(
         self, manifest: Manifest, proven: Mapping[str, Stamp], keep_going: Callable[[], None]
     ) -> None:
-        """Of artifacts that were proven a moment ago, by path, if nobody wrote to them since."""
-        final, found = self.final_dir(manifest), {}
+        """What is not recorded yet: of artifacts that were `proven` a moment ago, by path, if
+        nobody wrote to them since; of others, as after a kill, they are proven with it."""
+        final = self.final_dir(manifest)
+        found: dict[str, tuple[str, ...]] = {}
+        there = pieces.load(final)
         for artifact in manifest.artifacts:
-            path = final / artifact.path
-            if artifact.path in proven and Stamp.of(path.stat()) == proven[artifact.path]:
-                digests = pieces_of(path, artifact.size, keep_going)
-                if digests and Stamp.of(path.stat()) == proven[artifact.path]:
-                    found[artifact.sha256] = digests
+            if there.of(artifact.sha256, artifact.size) is None:
+                path, stamp = final / artifact.path, proven.get(artifact.path)
+                digests = _digests(path, artifact, stamp, keep_going)
+                found |= {artifact.sha256: digests} if digests else {}
         with self._noting:
-            note_pieces(final, found)
+            pieces.note(final, found)
 
 
-def note_pieces(directory: Path, digests: dict[str, tuple[str, ...]]) -> None:
-    """Adds to what is recorded beside the artifacts."""
-    there = pieces.load(directory)
-    kept = there.by_sha256 if there.piece_bytes == pieces.PIECE_BYTES else {}
-    if any(kept.get(sha256) != row for sha256, row in digests.items()):
-        write_durably(directory / pieces.NAME, Pieces({**kept, **digests}).to_json())
+def _digests(
+    path: Path, artifact: Artifact, stamp: Stamp | None, keep_going: Callable[[], None]
+) -> tuple[str, ...] | None:
+    """Of its pieces; none where it is not, or not known to be, as it was proven."""
+    if stamp is None or Stamp.of(path.stat()) != stamp:
+        hashes = hashes_of(path, keep_going)
+        return hashes.all if hashes.sha256 == artifact.sha256 else None
+    found = pieces_of(path, artifact.size, keep_going)
+    return found if Stamp.of(path.stat()) == stamp else None
 
 
 def recorded(directory: Path) -> Manifest | None:

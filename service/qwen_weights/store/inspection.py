@@ -57,13 +57,15 @@ def problems(
     quick: bool,
     jobs: int,
     keep_going: Callable[[], None] = _nothing,
+    learned: dict[str, tuple[str, ...]] | None = None,
 ) -> tuple[Problem, ...]:
     """Names and sizes; the content too unless `quick`, on `jobs` cores.
 
-    `keep_going` is called for every read, and may raise to end it all."""
+    `keep_going` is called for every read, and may raise to end it all. `learned` takes the pieces
+    of what is proven and has none recorded, by SHA-256."""
     pool = ThreadPoolExecutor(jobs)
     recorded = None if quick else pieces.load(directory)
-    inspection = _Inspection(directory, recorded, pool, keep_going)
+    inspection = _Inspection(directory, recorded, pool, keep_going, learned)
     # What cannot be divided goes first, so that nothing large is left for one core at the end.
     ordered = sorted(manifest.artifacts, key=lambda a: (inspection.divides(a), -a.size))
     try:
@@ -81,11 +83,13 @@ class _Inspection:
         recorded: Pieces | None,
         pool: Executor,
         keep_going: Callable[[], None],
+        learned: dict[str, tuple[str, ...]] | None,
     ) -> None:
         self._directory = directory
         self._recorded = recorded
         self._pool = pool
         self._keep_going = keep_going
+        self._learned = learned
 
     def divides(self, artifact: Artifact) -> bool:
         recorded = self._recorded
@@ -107,7 +111,9 @@ class _Inspection:
         return self._by_sha256(artifact, path) if self._recorded else _known(None)
 
     def _by_sha256(self, artifact: Artifact, path: Path) -> Judged:
-        future = self._pool.submit(sha256_of, path, self._keep_going)
+        future = self._pool.submit(
+            hashes_of, path, self._keep_going, with_pieces=self._learned is not None
+        )
 
         def judge() -> Problem | None:
             whole = _whole(artifact)
@@ -115,9 +121,11 @@ class _Inspection:
                 got = future.result()
             except OSError as error:
                 return Problem(artifact.path, f"cannot be read: {error.strerror}", whole)
-            if got == artifact.sha256:
+            if got.sha256 == artifact.sha256:
+                if self._learned is not None:
+                    self._learned[artifact.sha256] = got.all
                 return None
-            what = f"expected sha256 {artifact.sha256}, got {got}"
+            what = f"expected sha256 {artifact.sha256}, got {got.sha256}"
             return Problem(artifact.path, what, whole)
 
         return judge
@@ -200,8 +208,10 @@ def sha256_of(path: Path, keep_going: Callable[[], None] = _nothing) -> str:
     return digest.hexdigest()
 
 
-def hashes_of(path: Path, keep_going: Callable[[], None] = _nothing) -> RunningHashes:
-    hashes = RunningHashes()
+def hashes_of(
+    path: Path, keep_going: Callable[[], None] = _nothing, *, with_pieces: bool = True
+) -> RunningHashes:
+    hashes = RunningHashes(with_pieces=with_pieces)
     with open(path, "rb", buffering=0) as file:
         for content in _reads(file.fileno(), 0, None, keep_going):
             hashes.update(content)

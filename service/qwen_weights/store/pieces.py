@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from qwen_weights.disk import write_durably
 from qwen_weights.manifest import PIECES_NAME
 
 NAME = PIECES_NAME
@@ -130,6 +131,14 @@ def load(directory: Path) -> Pieces:
         return parse(directory.joinpath(NAME).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError):
         return Pieces()
+
+
+def note(directory: Path, digests: Mapping[str, tuple[str, ...]]) -> None:
+    """Adds to what is recorded beside the artifacts."""
+    there = load(directory)
+    kept = there.by_sha256 if there.piece_bytes == PIECE_BYTES else {}
+    if any(kept.get(sha256) != row for sha256, row in digests.items()):
+        write_durably(directory / NAME, Pieces({**kept, **digests}).to_json())
 
 
 def _digests(row: Any) -> tuple[str, ...]:

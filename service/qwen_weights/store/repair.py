@@ -23,7 +23,7 @@ from qwen_weights.disk import (
 )
 from qwen_weights.errors import ChecksumMismatch, WrongPiece
 from qwen_weights.manifest import Artifact, Manifest
-from qwen_weights.store import Store, inspection, note_pieces, pieces
+from qwen_weights.store import Store, damage, inspection, pieces
 from qwen_weights.store.inspection import Problem, Range, hashes_of, joined, piece_of, sha256_of
 from qwen_weights.store.locks import open_locked
 from qwen_weights.store.pieces import RunningHashes, new_digest
@@ -62,6 +62,7 @@ class Repair:
         self._final = store.final_dir(manifest)
         self._recorded = pieces.load(self._final)
         self._problems: tuple[Problem, ...] = ()
+        self._learned: dict[str, tuple[str, ...]] = {}
 
     def find(self) -> int:
         """Reads everything; the count of bytes that are not as proven. Raises Changed where the
@@ -73,6 +74,7 @@ class Repair:
             quick=False,
             jobs=self._means.jobs,
             keep_going=self._means.keep_going,
+            learned=self._learned,
         )
         return sum(end - first for problem in self._problems for first, end in problem.ranges)
 
@@ -84,6 +86,8 @@ class Repair:
                 self._mend(by_path[problem.path], problem)
         if any(problem.path == pieces.NAME for problem in self._problems):
             self._record_anew()
+        pieces.note(self._final, self._learned)
+        damage.forget(self._final)
         renew(self._final, self._manifest)
         return tuple(
             f"{self._final}/{problem} and was left there: remove it by hand"
@@ -140,7 +144,7 @@ class Repair:
                 hashes = hashes_of(copy, self._means.keep_going)
                 if hashes.sha256 == artifact.sha256 and share_content(copy, beside):
                     let_others_read(beside)
-                    note_pieces(self._final, {artifact.sha256: hashes.all})
+                    pieces.note(self._final, {artifact.sha256: hashes.all})
                     return True
         return False
 
@@ -202,7 +206,7 @@ class Repair:
                 f"{artifact.path} was brought with other bytes than the manifest says: "
                 f"expected sha256 {artifact.sha256}, got {hashes.sha256}"
             )
-        note_pieces(self._final, {artifact.sha256: hashes.all})
+        pieces.note(self._final, {artifact.sha256: hashes.all})
 
     def _require_room(self, ranges: Iterable[Range]) -> None:
         need = sum(end - first for first, end in ranges)
@@ -211,7 +215,7 @@ class Repair:
     def _record_anew(self) -> None:
         for artifact in self._manifest.artifacts:
             hashes = hashes_of(self._final / artifact.path, self._means.keep_going)
-            note_pieces(self._final, {artifact.sha256: hashes.all})
+            pieces.note(self._final, {artifact.sha256: hashes.all})
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from qwen_weights import manifest as manifests
 from qwen_weights.disk import write_durably
 from qwen_weights.errors import ChecksumMismatch, WeightsError, in_units
 from qwen_weights.manifest import Manifest
-from qwen_weights.store import inspection
+from qwen_weights.store import damage, inspection, pieces
 from qwen_weights.store.inspection import Problem
 from qwen_weights.survey.hashing import cores
 
@@ -36,19 +36,38 @@ def run(arguments: argparse.Namespace) -> None:
         if arguments.json:
             print(_json(directory, None, (Problem(manifests.NAME, str(error)),)))
         raise
+    learned: dict[str, tuple[str, ...]] = {}
     found = inspection.problems(
-        directory, manifest, quick=arguments.quick, jobs=max(arguments.jobs, 1)
+        directory,
+        manifest,
+        quick=arguments.quick,
+        jobs=max(arguments.jobs, 1),
+        learned=learned,
     )
-    if not found and not arguments.quick:
-        renew(directory, manifest)
+    remember(directory, manifest, found, is_proof=not arguments.quick)
+    with suppress(OSError):
+        pieces.note(directory, learned)
     if arguments.json:
-        print(_json(directory, manifest, found))
+        print(_json(directory, manifest, found, quick=arguments.quick))
     else:
         _tell(manifest, found, quick=arguments.quick)
     if found:
         raise ChecksumMismatch(
             f"{directory}: {len(found)} of its files are not as proven: {found[0]}"
         )
+
+
+def remember(
+    directory: Path, manifest: Manifest, found: tuple[Problem, ...], *, is_proof: bool
+) -> None:
+    """What is damaged stays known until it is mended; a file of nobody's damages no other."""
+    artifacts = {artifact.path for artifact in manifest.artifacts}
+    if damaged := [problem.path for problem in found if problem.path in artifacts]:
+        damage.record(directory, damaged)
+    elif is_proof:
+        damage.forget(directory)
+    if is_proof and not found:
+        renew(directory, manifest)
 
 
 def renew(directory: Path, manifest: Manifest) -> None:
@@ -62,13 +81,17 @@ def now() -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
 
 
-def _json(directory: Path, manifest: Manifest | None, found: tuple[Problem, ...]) -> str:
+def _json(
+    directory: Path, manifest: Manifest | None, found: tuple[Problem, ...], *, quick: bool = False
+) -> str:
     """Without its manifest a folder is still known by its name."""
     document = {
         "directory": str(directory),
         "model": manifest.model if manifest else directory.parent.name.replace("--", "/", 1),
         "revision": manifest.revision if manifest else directory.name,
         "ok": not found,
+        "quick": quick,
+        "proof": manifest.proof if manifest else None,
         "bytes": manifest.total_bytes if manifest else 0,
         "problems": [vars(problem) for problem in found],
     }

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Protocol
 
 from qwen_weights import safetensors, sums
@@ -37,7 +38,8 @@ def manifest_of(survey: Survey, model: str | None, otherwise: str, tell: Tell) -
     """Judged before anything is hashed, where that can be. Without a name it is that of a manifest
     that came along, else `otherwise`."""
     files = select(survey.sizes)
-    Checkpoint(survey.place, files, lambda path: _text(survey, path)).check()
+    checkpoint = Checkpoint(survey.place, files, lambda path: _text(survey, path))
+    checkpoint.check()
     _check_weights(survey, files)
     recorded = _recorded(survey, files)
     found = survey.hashes(files, tell)
@@ -45,7 +47,8 @@ def manifest_of(survey: Survey, model: str | None, otherwise: str, tell: Tell) -
     recorded.check(survey.place, artifacts)
     name = model or (recorded.manifest.model if recorded.manifest else otherwise)
     try:
-        return recorded.name(name, artifacts, Origin(survey.kind))
+        made = recorded.name(name, artifacts, Origin(survey.kind))
+        return replace(made, quantization=checkpoint.quantization())
     except BadManifest as error:
         raise NotAModel(f"{survey.place}: {error}") from error
 

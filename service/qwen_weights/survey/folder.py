@@ -34,6 +34,7 @@ class FolderFiles:
 
     @classmethod
     def of(cls, folder: Path) -> FolderFiles:
+        _refuse_cache(folder)
         files = _files(folder)
         objects = _objects(folder, files)
         lists = [name for name in LISTS if (folder / name).is_file()]
@@ -81,6 +82,14 @@ class FolderSurvey:
         place = self._places[path]
         if Stamp.of(place.stat()) != self._stamps[path]:
             raise HostRefused(f"{place} changed while it was read", hint=CHANGING)
+
+
+def _refuse_cache(folder: Path) -> None:
+    """A hub's cache holds revisions, which are the folders of models."""
+    snapshots = folder if folder.name == "snapshots" else folder / "snapshots"
+    if not (folder / "config.json").exists() and snapshots.is_dir():
+        found = next(iter(sorted(snapshots.iterdir())), snapshots / "REVISION")
+        raise NotAModel(f"{folder} is a hub's cache, not a model", hint=f"Name {found}")
 
 
 def _never() -> bool:

@@ -71,7 +71,8 @@ def _of_archive(path: Path, model: str | None, known: Known, tell: Tell) -> dict
     """What was found once holds for as long as the archive is the same file."""
     stamp = Stamp.of(path.stat())
     answer = known.get(path, stamp)
-    if not answer:
+    # Of a file of a folder, the same cache knows the SHA-256.
+    if not isinstance(answer, dict):
         survey = archive.look(path, tell)
         answer = _answer(survey, manifest_of(survey, None, _name_of(path, survey), tell))
         if Stamp.of(path.stat()) != stamp:

@@ -13,7 +13,7 @@ from qwen_weights.errors import WeightsError
 from qwen_weights.manifest import Manifest
 from qwen_weights.pull import order as orders
 from qwen_weights.pull.command import Pulling
-from qwen_weights.store import pieces
+from qwen_weights.store import damage, pieces
 from qwen_weights.store.inspection import load, problems
 
 from tests.holdings import manifest_of, record
@@ -171,3 +171,16 @@ def test_a_damaged_revision_is_repaired_from_this_host(
 def test_a_repair_of_what_is_not_there_brings_it(host: Host, tmp_path: Path) -> None:
     host.pull(folder_at(tmp_path / "model"), repair=True)
     assert host.is_sound()
+
+
+def test_damage_that_is_known_is_mended_without_being_asked_for(host: Host, tmp_path: Path) -> None:
+    host.pull(archive_at(tmp_path / "x", "zip"))
+    record(host.final, CONTENTS)
+    shard = host.final / "z.safetensors"
+    shard.chmod(0o644)
+    shard.write_bytes(b"x" + shard.read_bytes()[1:])
+    assert host.pull(archive_at(tmp_path / "x", "zip"))["bytes_fetched"] == 0
+    damage.record(host.final, ["z.safetensors"])
+    assert host.pull(archive_at(tmp_path / "x", "zip"))["bytes_fetched"] == 1000
+    assert host.is_sound()
+    assert damage.known(host.final) is None

@@ -17,7 +17,7 @@ from qwen_weights import disk
 from qwen_weights.__main__ import main
 from qwen_weights.housekeeping import take_lock
 from qwen_weights.manifest import Manifest
-from qwen_weights.store import Store
+from qwen_weights.store import Store, damage
 
 from tests.holdings import hold, manifest_of, sha256
 
@@ -263,3 +263,38 @@ def test_what_is_none_of_ours_is_not_touched(host: Host) -> None:
         (host.root / name).mkdir(parents=True)
     (host.root / "models/Qwen--Tiny/notes.txt").write_text("x")
     assert host.prune() == []
+
+
+def test_what_a_release_needs_and_nobody_has_is_listed(host: Host) -> None:
+    host.release("r-1", MANIFEST)
+    host.release("r-2", MANIFEST, link=False)
+    (model,) = host.ask("list")["models"]
+    assert (model["model"], model["revision"]) == ("Qwen/Tiny", MANIFEST.revision)
+    assert (model["is_there"], model["used_by"]) == (False, ["r-1", "r-2"])
+    hold(host.store, MANIFEST, CONTENTS)
+    (model,) = host.ask("list")["models"]
+    assert (model["is_there"], model["damaged"]) == (True, None)
+    damage.record(host.store.final_dir(MANIFEST), ["config.json"])
+    assert host.ask("list")["models"][0]["damaged"] == ["config.json"]
+
+
+def test_wheels_are_no_model(host: Host) -> None:
+    hold(host.store, WHEELS, {"x.whl": b"x" * 5_000})
+    told = host.ask("list")
+    assert told["models"] == []
+    assert told["wheels_bytes"] >= 5_000
+
+
+def test_the_list_says_how_far_an_unfinished_transfer_came(host: Host) -> None:
+    hold(host.store, OTHER, CONTENTS | {"config.json": b"[]"})
+    large = manifest_of({"config.json": b"{}", "model.safetensors": b"v" * 20_000})
+    host.store.stage(large)
+    host.partial(b"v" * 20_000)
+    (one,) = host.ask("list")["unfinished"]
+    assert (one["model"], one["revision"]) == (large.model, large.revision)
+    assert (one["bytes_done"], one["bytes_total"]) == (1000, large.total_bytes)
+    descriptor = take_lock(host.store.final_dir(large).with_name(f"{large.revision}.lock"))
+    try:
+        assert host.ask("list")["unfinished"] == []  # it runs
+    finally:
+        os.close(descriptor)

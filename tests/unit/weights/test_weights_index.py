@@ -423,7 +423,7 @@ def test_a_flipped_byte_in_a_compressed_archive_is_noticed(
 
 UNKNOWN = [
     (b"hello", "is neither a folder nor an archive of a known kind"),
-    (b"", "is neither a folder nor an archive of a known kind"),
+    (b"", "is empty"),
     (b"Rar!\x1a\x07", "is a rar archive"),
     (b"\xfd7zXZ\x00", "is an xz archive"),
     (b"BZh9", "is a bzip2 archive"),
@@ -529,3 +529,23 @@ def test_an_archive_that_changes_while_it_is_read_is_refused(folder: Path, tmp_p
 
     with pytest.raises(HostRefused, match="changed while it was read"):
         index.index(path, None, Known(None), write_meanwhile)
+
+
+def test_a_file_that_is_known_of_a_folder_is_no_archive(folder: Path, tmp_path: Path) -> None:
+    known = Known(tmp_path / "cache.json", now_ns=lambda: LATER_NS)
+    look(folder, known=known)
+    with pytest.raises(NotAModel, match="is neither a folder nor an archive"):
+        look(folder / "config.json", known=known)
+
+
+@pytest.mark.parametrize("below", ["", "snapshots"])
+def test_a_hubs_cache_is_told_from_the_model_in_it(
+    folder: Path, tmp_path: Path, below: str
+) -> None:
+    cache = tmp_path / "models--Qwen--Tiny"
+    snapshot = cache / "snapshots" / ("c" * 40)
+    snapshot.parent.mkdir(parents=True)
+    folder.rename(snapshot)
+    message, hint = refusal(cache / below)
+    assert "is a hub's cache, not a model" in message
+    assert hint == f"Name {snapshot}"

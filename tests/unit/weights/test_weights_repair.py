@@ -13,6 +13,7 @@ import pytest
 from qwen_weights.errors import Changed, ChecksumMismatch, DiskFull, Stopped, WrongPiece
 from qwen_weights.manifest import Artifact, Manifest
 from qwen_weights.store import Store, pieces
+from qwen_weights.store import damage as known_damage
 from qwen_weights.store.inspection import load, problems
 from qwen_weights.store.repair import Means, Repair
 
@@ -305,3 +306,15 @@ def test_a_full_disk_is_noticed_before_anything_is_written(store: Store, final: 
         mend(store, hub, reserve_bytes=1 << 60)
     assert hub.asked == []
     assert (final / WEIGHTS).stat().st_size == len(LARGE)
+
+
+def test_a_repair_ends_what_is_known_of_damage_and_records_pieces(
+    store: Store, final: Path
+) -> None:
+    (final / pieces.NAME).unlink()
+    known_damage.record(final, [WEIGHTS])
+    hub = Hub()
+    mend(store, hub)
+    assert hub.asked == []
+    assert known_damage.known(final) is None
+    assert {artifact.sha256 for artifact in MANIFEST.artifacts} <= set(pieces.load(final).by_sha256)

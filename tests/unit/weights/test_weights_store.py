@@ -247,3 +247,14 @@ def test_a_lock_that_was_removed_while_waiting_is_taken_anew(tmp_path: Path) -> 
     waiter.join(10)
     assert os.path.samestat(os.fstat(opened[0]), path.stat())
     os.close(opened[0])
+
+
+def test_pieces_that_a_kill_left_out_are_recorded_with_a_proof(store: Store) -> None:
+    final = hold(store, MANIFEST, CONTENTS)
+    first, *others = MANIFEST.artifacts
+    (final / pieces.NAME).unlink()
+    damaged = final / first.path
+    damaged.chmod(0o644)
+    damaged.write_bytes(b"x" * first.size)
+    store.record_pieces(MANIFEST, {}, lambda: None)
+    assert set(pieces.load(final).by_sha256) == {one.sha256 for one in others}

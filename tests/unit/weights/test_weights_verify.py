@@ -7,11 +7,12 @@ from typing import Any
 
 import pytest
 from qwen_weights.__main__ import main
-from qwen_weights.manifest import parse
+from qwen_weights.manifest import DAMAGE_NAME, parse
 from qwen_weights.store import pieces
+from qwen_weights.store.damage import known
 from qwen_weights.store.inspection import problems
 
-from tests.holdings import manifest_of, record, sha256
+from tests.holdings import digests, manifest_of, record, sha256
 
 LARGE = random.Random(1).randbytes(3_000_500)
 CONTENTS = {"a.txt": b"a", "b.txt": LARGE, "sub/c.txt": b""}
@@ -86,6 +87,8 @@ def test_the_verdict_for_programs(directory: Path, capsys: pytest.CaptureFixture
         "ok": True,
         "bytes": 3_000_501,
         "problems": [],
+        "quick": False,
+        "proof": "hub",
     }
 
 
@@ -179,3 +182,35 @@ def test_who_is_told_to_stop_stops_reading(in_pieces: Path) -> None:
 
     with pytest.raises(KeyboardInterrupt):
         problems(in_pieces, MANIFEST, quick=False, jobs=2, keep_going=stop)
+
+
+def test_a_proof_records_the_pieces_that_a_kill_forgot(directory: Path) -> None:
+    assert main(["verify", "--quick", str(directory)]) == 0
+    assert not (directory / pieces.NAME).exists()
+    assert main(["verify", str(directory)]) == 0
+    there = pieces.load(directory)
+    assert there.of(sha256(LARGE), len(LARGE)) == digests(LARGE)
+    damage(directory / "a.txt", 0)
+    (directory / pieces.NAME).unlink()
+    assert main(["verify", str(directory)]) == 13
+    assert set(pieces.load(directory).by_sha256) == {sha256(LARGE), sha256(b"")}
+
+
+def test_damage_is_remembered_until_it_is_proven_gone(directory: Path) -> None:
+    (directory / "more.txt").write_text("nobody's")
+    assert main(["verify", str(directory)]) == 13
+    assert known(directory) is None  # what is too much harms nothing
+    damage(directory / "b.txt", 7)
+    assert main(["verify", str(directory)]) == 13
+    assert known(directory) == ("b.txt",)
+    assert main(["verify", "--quick", str(directory)]) == 13
+    assert known(directory) == ("b.txt",)
+    damage(directory / "b.txt", 7)
+    (directory / "more.txt").unlink()
+    assert main(["verify", str(directory)]) == 0
+    assert known(directory) is None
+
+
+def test_a_record_of_damage_that_cannot_be_read_is_one(directory: Path) -> None:
+    (directory / DAMAGE_NAME).write_text("{")
+    assert known(directory) == ()

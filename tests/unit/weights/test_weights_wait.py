@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from qwen_weights.__main__ import main
 from qwen_weights.manifest import Artifact, Manifest
+from qwen_weights.store import damage
 
 EMPTY_SHA = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
 MANIFEST = Manifest("Qwen/Tiny", "a" * 40, (Artifact("config.json", 0, EMPTY_SHA),))
@@ -68,3 +69,14 @@ def test_a_transfer_that_takes_too_long_is_an_error(
     status = {"phase": "fetching", "pid": os.getpid(), "bytes_done": 3, "bytes_total": 9}
     assert wait(tmp_path, status, deadline=0.5) == 18
     assert "no end after 0.5 s: 3 of 9 bytes" in capsys.readouterr().err
+
+
+def test_a_folder_that_is_known_to_be_damaged_is_not_whole(tmp_path: Path) -> None:
+    final = tmp_path / "final"
+    final.mkdir()
+    (final / "config.json").touch()
+    (final / "manifest.json").write_text(MANIFEST.to_json())
+    damage.record(final, ["config.json"])
+    assert wait(tmp_path, None) == 17
+    damage.forget(final)
+    assert wait(tmp_path, None) == 0
