@@ -74,7 +74,7 @@ class Facts:
     trees: Mapping[str, Mapping[str, int]]
     models: tuple[Manifest, ...]
     partials: Mapping[str, int]
-    keys: tuple[tuple[str, str], ...]
+    keys: tuple[tuple[str, ...], ...]
     units: Mapping[str, Mapping[str, str]]
     process: Mapping[str, float] | None
     answer: Answer | None
@@ -158,7 +158,7 @@ def parse(text: str) -> Facts:
         trees=raw["trees"],
         models=tuple(_models(raw["models"])),
         partials=raw["partials"],
-        keys=tuple((name, digest) for name, digest in raw["keys"]),
+        keys=tuple(tuple(line) for line in raw["keys"]),
         units=raw["units"],
         process=raw["process"],
         answer=_answer(raw["service"]) if raw["service"] else None,

@@ -162,7 +162,10 @@ def make(deployment: Deployment, manifest: Manifest, accelerator: str) -> Releas
 def environment(deployment: Deployment, manifest: Manifest) -> dict[str, str]:
     """The settings of qwen_service (see service/qwen_service/settings.py)."""
     service = deployment.service
+    # An empty list would hide every GPU.
+    gpus = {"CUDA_VISIBLE_DEVICES": ",".join(service.gpus)} if service.gpus else {}
     return {
+        **gpus,
         "QWEN_MODEL_DIR": f"{ROOT}/current/model",
         "QWEN_MODEL_NAME": manifest.model,
         "QWEN_MODEL_REVISION": manifest.revision,
@@ -177,7 +180,16 @@ def environment(deployment: Deployment, manifest: Manifest) -> dict[str, str]:
         "QWEN_MAX_CONTEXT": str(service.max_context or ""),
         "QWEN_THREADS": str(service.threads or ""),
         "QWEN_DRAIN_SECONDS": str(service.drain_seconds),
+        "QWEN_WEB_UI": _switch(service.web_ui),
+        "QWEN_METRICS": service.metrics,
+        "QWEN_LOG_PROMPTS": _switch(service.log_prompts),
+        "QWEN_BASIC_AUTH": _switch(service.basic_auth),
+        "QWEN_CORS_ORIGINS": ",".join(service.cors_origins),
     }
+
+
+def _switch(is_on: bool) -> str:
+    return "on" if is_on else "off"
 
 
 def pip_conf(deployment: Deployment) -> bytes:

@@ -19,13 +19,13 @@ from typing import Any
 import httpx
 
 ROOT = Path(__file__).parent.parent
-DEADLINE_SECONDS = 60
+DEADLINE_SECONDS = 180
 MODEL = "Qwen/tiny"
 # What systemd does between fork and exec: the socket becomes descriptor 3, for this very pid.
 INHERIT = (
     "import os, sys; os.dup2(int(sys.argv[1]), 3);"
     "os.environ |= {'LISTEN_FDS': '1', 'LISTEN_PID': str(os.getpid())};"
-    "os.execv(sys.executable, [sys.executable, '-P', '-m', 'qwen_service'])"
+    "os.execv(sys.executable, [sys.executable, '-P', '-m', sys.argv[2]])"
 )
 
 
@@ -38,6 +38,7 @@ class RunningService:
         environment: Mapping[str, str] | None = None,
         *,
         listener: socket.socket | None = None,
+        module: str = "qwen_service",
     ) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="qs-")
         self._notify = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
@@ -46,11 +47,12 @@ class RunningService:
         self._told: list[str] = []
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._listener = listener
+        self._module = module
         self._environment = {
             **os.environ,
             "NOTIFY_SOCKET": str(Path(self._folder.name, "notify")),
             "OMP_NUM_THREADS": "1",
-            "PYTHONPATH": str(ROOT / "service"),
+            "PYTHONPATH": os.pathsep.join((str(ROOT / "service"), str(ROOT))),
             "QWEN_AUTH": "none",
             "QWEN_LISTEN": "127.0.0.1:0",
             "QWEN_MODEL_DIR": str(model_dir),
@@ -61,10 +63,10 @@ class RunningService:
 
     def __enter__(self) -> RunningService:
         inherited = [self._listener.fileno()] if self._listener else []
-        start = ("-c", INHERIT, str(inherited[0])) if inherited else ("-P", "-m", "qwen_service")
+        start = ("-c", INHERIT, str(inherited[0])) if inherited else ("-P", "-m")
         with self._log.open("wb") as log:
             self.process = subprocess.Popen(
-                [sys.executable, *start],
+                [sys.executable, *start, self._module],
                 env=self._environment,
                 stderr=log,
                 stdout=log,

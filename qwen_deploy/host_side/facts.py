@@ -186,7 +186,25 @@ def gpus() -> list[dict[str, str]]:
     fields = "uuid,name,memory.total,memory.used,driver_version,compute_cap"
     text = output(["nvidia-smi", "--query-gpu=" + fields, "--format=csv,noheader,nounits"])
     rows = [[cell.strip() for cell in line.split(",")] for line in (text or "").splitlines()]
-    return [dict(zip(fields.split(","), row)) for row in rows if len(row) == 6]
+    parts = mig_instances() if rows else {}
+    return [
+        dict(zip(fields.split(","), row), mig=",".join(parts.get(row[0], [])))
+        for row in rows
+        if len(row) == 6
+    ]
+
+
+def mig_instances() -> dict[str, list[str]]:
+    """UUIDs of the MIG instances by that of their GPU, in which only `nvidia-smi -L` lists them."""
+    found: dict[str, list[str]] = {}
+    gpu = ""
+    for line in (output(["nvidia-smi", "-L"]) or "").splitlines():
+        uuid = line.partition("(UUID: ")[2].rstrip(")")
+        if line.startswith("GPU"):
+            gpu = uuid
+        elif uuid:
+            found.setdefault(gpu, []).append(uuid)
+    return found
 
 
 def request(path: str, body: Any = None, key: str = "", timeout: float = 10.0) -> tuple[int, Any]:
@@ -268,9 +286,9 @@ def python_version(program: str) -> list[int] | None:
 
 
 def keys() -> list[list[str]]:
-    """The keys file as (name, hash) pairs; the hashes say nothing about the keys."""
+    """The words of the keys file's lines; the hashes in them say nothing about the keys."""
     lines = (read(ETC + "/keys") or "").splitlines()
-    return [line.split()[:2] for line in lines if len(line.split()) >= 2]
+    return [line.split() for line in lines if len(line.split()) >= 2 and line[0] != "#"]
 
 
 def process(pid: int) -> dict[str, float] | None:

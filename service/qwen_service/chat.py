@@ -1,4 +1,4 @@
-"""Chat completions: a request becomes generations, their pieces become answers and chunks.
+"""A request for a chat completion -> generations, and how to read what they say.
 
 Knows neither status codes nor threads nor tokenizers.
 """
@@ -6,189 +6,152 @@ Knows neither status codes nor threads nor tokenizers.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
-from qwen_service.engine import Chat, Generation, Sampling
+from qwen_service import generation, messages
+from qwen_service.engine import Chat, Constraint, Generation, ModelFacts
 from qwen_service.errors import ApiError
-from qwen_service.protocol import ChatRequest, Message
+from qwen_service.formats import grammar, react, react_prompt, think, tool_calls
+from qwen_service.formats.parts import Reader
+from qwen_service.protocol.base import wrong
+from qwen_service.protocol.chat import ChatRequest
+from qwen_service.protocol.tools import Offer
 from qwen_service.settings import Settings
 
-# The templates of Qwen know the role by its older name.
-ROLES = {"developer": "system"}
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """How the text of an answer is to be read."""
+
+    offer: Offer = field(default_factory=Offer)
+    form: str | None = None
+    thinks: bool = False
+    continues: bool = False
+
+    def reader(self, opened: str, *, as_they_come: bool) -> Reader | None:
+        """One for each choice; None where the text is the answer."""
+        calls: Reader | None = None
+        if self.offer.tools and self.form == "react":
+            calls = react.ReactReader(self.offer.names, continues=self.continues)
+        elif self.offer.tools:
+            calls = tool_calls.ToolCallReader(self.offer.names, as_they_come=as_they_come)
+        if self.thinks or opened:
+            return think.ThinkReader(is_open=opened.startswith(think.OPEN), answer=calls)
+        return calls
 
 
 @dataclass(frozen=True, slots=True)
-class Head:
-    """What all answers and chunks of one request say alike."""
+class Plan:
+    generations: tuple[Generation, ...]
+    choices: int
+    reading: Reading
+    ignored: tuple[str, ...]
 
-    id: str
-    created: int
-    model: str
-    release: str
-
-    def render(self, kind: str) -> dict[str, Any]:
-        return {
-            "id": self.id,
-            "object": kind,
-            "created": self.created,
-            "model": self.model,
-            "system_fingerprint": self.release,
-        }
+    def blamed(self, error: ApiError) -> ApiError:
+        """The same error about the field that a constraint was made of."""
+        if error.param == "response_format" and self.reading.offer.tools:
+            error.param = self.reading.offer.param
+        return error
 
 
-@dataclass(frozen=True, slots=True)
-class Usage:
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-
-    def render(self) -> dict[str, Any]:
-        return {
-            "prompt_tokens": self.prompt_tokens,
-            "completion_tokens": self.completion_tokens,
-            "total_tokens": self.prompt_tokens + self.completion_tokens,
-        }
-
-
-@dataclass(slots=True)
-class Choice:
-    text: str = ""
-    finish_reason: str | None = None
-
-
-def generations(request: ChatRequest, settings: Settings, id: str) -> tuple[Generation, ...]:
-    """One for each choice; each choice draws its own random numbers, also under one seed."""
-    request.refuse_unsupported()
-    count = request.n or 1
-    if count > settings.max_choices:
-        raise ApiError(400, f"n: should be at most {settings.max_choices}", param="n")
-    prompt = Chat(tuple(_message(index, it) for index, it in enumerate(request.messages)))
-    sampling = _sampling(request, settings)
-    return tuple(
-        Generation(f"{id}-{index}", prompt, _for_choice(sampling, index)) for index in range(count)
-    )
-
-
-def _for_choice(sampling: Sampling, index: int) -> Sampling:
-    return sampling if sampling.seed is None else replace(sampling, seed=sampling.seed + index)
-
-
-def _sampling(request: ChatRequest, settings: Settings) -> Sampling:
-    return Sampling(
+def plan(request: ChatRequest, settings: Settings, facts: ModelFacts, id: str) -> Plan:
+    ignored = request.ignored()
+    offer = request.offer()
+    if offer.tools and facts.tools is None:
+        raise wrong(offer.param, "the model was not taught to call tools")
+    variables, may_think, unheard = _thinking(request, facts)
+    prompt = _prompt(request, offer, facts, variables)
+    is_react = facts.tools == "react"
+    continues = is_react and prompt.continues
+    choices = generation.choices(request, settings)
+    sampling = generation.sampling(
+        request,
+        settings,
         max_tokens=request.max_completion_tokens or request.max_tokens,
-        temperature=request.temperature,
-        top_p=request.top_p,
-        top_k=request.top_k,
-        min_p=request.min_p,
-        repetition_penalty=request.repetition_penalty,
-        presence_penalty=request.presence_penalty or 0.0,
-        frequency_penalty=request.frequency_penalty or 0.0,
-        seed=request.seed,
-        stop=_stops(request.stop, settings.max_stops),
+        logprobs=request.logprobs_count(),
+        constraint=_constraint(request, offer, facts, may_think=may_think, continues=continues),
+        stops=_stops(offer, is_react=is_react),
     )
+    reading = Reading(offer, facts.tools, facts.thinks and not prompt.continues, continues)
+    answers = generation.generations(id, (prompt,), sampling, choices)
+    return Plan(answers, choices, reading, ignored + unheard)
 
 
-def _stops(stop: str | list[str] | None, most: int) -> tuple[str, ...]:
-    stops = (stop,) if isinstance(stop, str) else tuple(stop or ())
-    if len(stops) > most:
-        raise ApiError(400, f"stop: should be at most {most} strings", param="stop")
-    if not all(stops):
-        raise ApiError(400, "stop: should not be empty", param="stop")
-    return stops
+def _thinking(
+    request: ChatRequest, facts: ModelFacts
+) -> tuple[Mapping[str, Any], bool, tuple[str, ...]]:
+    """Variables for the template, whether thoughts may come, and what has no effect."""
+    wish = request.thinking()
+    if wish is None:
+        return {}, facts.thinks, ()
+    name, is_wanted = wish
+    if not facts.thinks:
+        if is_wanted:
+            raise wrong(name, "the model was not taught to think before it answers")
+        return {}, False, ()
+    # How much the model thinks is its own affair.
+    unheard = (name,) if name == "reasoning_effort" and is_wanted else ()
+    return {"enable_thinking": is_wanted}, is_wanted, unheard
 
 
-def _message(index: int, message: Message) -> dict[str, Any]:
-    rendered: dict[str, Any] = {
-        "role": ROLES.get(message.role, message.role),
-        "content": _text(message),
-    }
-    if message.tool_calls:
-        rendered["tool_calls"] = [
-            {
-                "id": call.id,
-                "type": call.type,
-                "function": {
-                    "name": call.function.name,
-                    "arguments": _arguments(
-                        call.function.arguments,
-                        f"messages[{index}].tool_calls[{number}].function.arguments",
-                    ),
-                },
-            }
-            for number, call in enumerate(message.tool_calls)
-        ]
-    return rendered
+def _prompt(
+    request: ChatRequest, offer: Offer, facts: ModelFacts, variables: Mapping[str, Any]
+) -> Chat:
+    rendered = messages.for_template(request.messages)
+    continues = request.continues()
+    if facts.tools == "react":
+        if continues and offer.tools:
+            raise wrong("continue_final_message", "should not be given beside functions")
+        written = react_prompt.write(rendered, offer.tools)
+        return Chat(written.messages, (), variables, continues or written.continues)
+    tools = tuple(tool.for_template() for tool in offer.tools)
+    return Chat(rendered, tools, variables, continues)
 
 
-def _text(message: Message) -> str:
-    if isinstance(message.content, list):
-        return "\n".join(part.text for part in message.content)
-    return message.content or ""
+def _stops(offer: Offer, *, is_react: bool) -> tuple[str, ...]:
+    if not offer.tools:
+        return ()
+    if is_react:
+        return (react_prompt.STOP,)
+    # After one call the answer is over.
+    return () if offer.parallel else (tool_calls.CLOSE,)
 
 
-def _arguments(text: str, path: str) -> Any:
-    """Templates render arguments themselves and so want the object, not its text."""
-    try:
-        arguments = json.loads(text or "{}")
-    except (ValueError, RecursionError) as error:
-        raise ApiError(400, f"{path}: should be JSON", param=path) from error
-    return arguments
+def _constraint(
+    request: ChatRequest, offer: Offer, facts: ModelFacts, *, may_think: bool, continues: bool
+) -> Constraint | None:
+    wanted = _schema(request)
+    if not offer.tools:
+        if wanted is None:
+            return None
+        if wanted == {"type": "object"}:
+            return Constraint("json_object", may_think=may_think)
+        return Constraint("json_schema", json.dumps(wanted), may_think)
+    is_react = facts.tools == "react"
+    is_strict = any(tool.strict for tool in offer.tools)
+    if not (offer.is_required or is_strict or wanted is not None):
+        return None
+    if is_react:
+        if not offer.is_required:
+            name = "tools" if is_strict else "response_format"
+            raise wrong(
+                name, "this model cannot keep to a schema where it may also call a function"
+            )
+        return Constraint("lark", grammar.react(offer.tools, continues=continues), may_think)
+    text = grammar.tool_calls(
+        offer.tools, is_required=offer.is_required, parallel=offer.parallel, otherwise=wanted
+    )
+    return Constraint("lark", text, may_think)
 
 
-def completion(head: Head, choices: Sequence[Choice], usage: Usage) -> dict[str, Any]:
-    rendered = head.render("chat.completion")
-    rendered["choices"] = [
-        {
-            "index": index,
-            "message": {"role": "assistant", "content": choice.text, "refusal": None},
-            "logprobs": None,
-            "finish_reason": choice.finish_reason,
-        }
-        for index, choice in enumerate(choices)
-    ]
-    rendered["usage"] = usage.render()
-    return rendered
-
-
-class Chunks:
-    """The chunks of one stream, each as the data of one server-sent event."""
-
-    def __init__(self, head: Head, *, with_usage: bool) -> None:
-        self._head = head.render("chat.completion.chunk")
-        # Clients that ask for usage find the field in every chunk.
-        self._usage: dict[str, Any] = {"usage": None} if with_usage else {}
-
-    def first(self, choices: int) -> Iterator[str]:
-        for index in range(choices):
-            yield self._chunk(index, {"role": "assistant", "content": ""})
-
-    def piece(self, index: int, text: str) -> str:
-        return self._chunk(index, {"content": text})
-
-    def last(self, index: int, finish_reason: str) -> str:
-        return self._chunk(index, {}, finish_reason)
-
-    def usage(self, usage: Usage) -> Iterator[str]:
-        if self._usage:
-            yield _event({**self._head, "choices": [], "usage": usage.render()})
-
-    def _chunk(self, index: int, delta: dict[str, Any], finish_reason: str | None = None) -> str:
-        choice = {
-            "index": index,
-            "delta": delta,
-            "logprobs": None,
-            "finish_reason": finish_reason,
-        }
-        return _event({**self._head, "choices": [choice], **self._usage})
-
-
-DONE = "data: [DONE]\n\n"
-
-
-def _event(data: dict[str, Any]) -> str:
-    return f"data: {json.dumps(data, ensure_ascii=False, separators=(',', ':'))}\n\n"
-
-
-def failure(error: ApiError) -> str:
-    return _event(error.envelope())
+def _schema(request: ChatRequest) -> Mapping[str, Any] | None:
+    wanted = request.response_format
+    if wanted is None or wanted.type == "text":
+        return None
+    if wanted.type == "json_object":
+        return {"type": "object"}
+    if wanted.json_schema is None:
+        raise wrong("response_format.json_schema", "Field required")
+    return wanted.json_schema.schema_ or {"type": "object"}

@@ -5,7 +5,7 @@ Knows neither HTTP and chat formats above nor torch below.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
@@ -47,6 +47,23 @@ class Sampling:
     frequency_penalty: float = 0.0
     seed: int | None = None
     stop: tuple[str, ...] = ()
+    # Token id and what is added to its logit, from -100 (never) to 100 (always).
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    # How many of the likeliest tokens are told beside each one; None: no logprobs at all.
+    logprobs: int | None = None
+    constraint: Constraint | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Constraint:
+    """What the answer must be, kept by masking tokens: a JSON object, a JSON value that a schema
+    describes, or a text of a grammar in llguidance's dialect of Lark."""
+
+    kind: Literal["json_object", "json_schema", "lark"]
+    # The schema as JSON, or the grammar; empty for json_object.
+    text: str = ""
+    # Whether the model may first think between <think> and </think>, where nothing is masked.
+    may_think: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +72,25 @@ class Chat:
 
     messages: tuple[Mapping[str, Any], ...]
     tools: tuple[Mapping[str, Any], ...] = ()
+    # Further variables of the template, enable_thinking among them.
+    variables: Mapping[str, Any] = field(default_factory=dict)
+    # The last message is the assistant's and goes on where it ends.
+    continues: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """A prompt as it is; control tokens written in it are control tokens."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    ids: tuple[int, ...]
+
+
+Prompt = Chat | Text | Tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,18 +98,40 @@ class Generation:
     """One answer to be generated."""
 
     id: str
-    prompt: Chat
+    prompt: Prompt
     sampling: Sampling = field(default_factory=Sampling)
+
+
+@dataclass(frozen=True, slots=True)
+class Embedding:
+    """One text to be embedded."""
+
+    id: str
+    prompt: Text | Tokens
 
 
 @dataclass(frozen=True, slots=True)
 class Started:
     prompt_tokens: int
+    # What the prompt's end has opened already of the answer's text: "<think>", or nothing.
+    opened: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Logprob:
+    """A token, natural logarithm of its probability, and the likeliest ones in its place."""
+
+    text: str
+    bytes: bytes
+    logprob: float
+    top: tuple[Logprob, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Piece:
     text: str
+    # One for each token that came with this piece, where logprobs were asked for.
+    logprobs: tuple[Logprob, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,12 +141,18 @@ class Finished:
 
 
 @dataclass(frozen=True, slots=True)
+class Embedded:
+    vector: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Failed:
     error: EngineError
 
 
-# In this order: Started, any number of Piece, then Finished; or Failed in place of the rest.
-Event = Started | Piece | Finished | Failed
+# In this order: Started, any number of Piece, then Finished; or Failed in place of the rest. For an
+# embedding: Started, then Embedded.
+Event = Started | Piece | Finished | Embedded | Failed
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +160,13 @@ class ModelFacts:
     device: str
     dtype: str
     context_tokens: int
+    kind: Literal["chat", "embedding"] = "chat"
+    # How the model was taught to call tools; None where it was not.
+    tools: Literal["tool_call", "react"] | None = None
+    # Whether its template knows <think>.
+    thinks: bool = False
+    # Tokens that the memory for keys and values has room for; all running requests share them.
+    kv_tokens: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,18 +196,27 @@ class Stats:
     tokens: int = 0
     # Grows at every step of real work, and while there is none: a stuck engine does not tick.
     ticks: int = 0
+    # Of the GPUs; None where the process's own memory says it all.
     memory_bytes: int | None = None
+    # Tokens whose keys and values are held now.
+    kv_tokens: int = 0
 
 
 class Engine(Protocol):
     def start(self, report: Callable[[Report], None]) -> None:
         """Begins to load and returns at once; `report` is called from another thread."""
 
-    def submit(self, generation: Generation, deliver: Callable[[Event], None]) -> None:
+    def submit(self, generation: Generation | Embedding, deliver: Callable[[Event], None]) -> None:
         """Queues a generation or raises; `deliver` is called from another thread."""
 
     def cancel(self, generation_id: str) -> None:
         """Frees the place of a generation at the next step; it gets no further event."""
+
+    def encode(self, prompt: Prompt) -> Sequence[int]:
+        """Token ids of a prompt; may take long, callable from any thread. Raises EngineError."""
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """The text of tokens, control tokens included. Raises EngineError."""
 
     def drain(self) -> None:
         """Takes no new generations; those it has go on."""

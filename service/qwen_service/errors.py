@@ -41,9 +41,10 @@ class ApiError(Exception):
     def envelope(self) -> dict[str, Any]:
         return {
             "error": {
-                "message": self.message,
+                # What the caller sent may hold halves of characters, which cannot be sent back.
+                "message": self.message.encode("utf-8", "backslashreplace").decode(),
                 "type": self.type,
-                "param": self.param,
+                "param": self.param and self.param.encode("utf-8", "backslashreplace").decode(),
                 "code": self.code,
             }
         }
@@ -55,7 +56,3 @@ class ApiError(Exception):
         if self.status == 401:
             headers["www-authenticate"] = "Bearer"
         return headers
-
-
-def not_supported(field: str) -> ApiError:
-    return ApiError(400, f"{field} is not supported yet", param=field, code="unsupported_parameter")

@@ -1,4 +1,5 @@
-"""What state the service is in, and telling systemd so: starting, loading, ready, draining, failed.
+"""What state the service is in, and telling systemd so: starting, loading, ready, stuck, draining,
+failed.
 
 Knows neither who asks nor what the engine does.
 """
@@ -7,12 +8,27 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Literal
+from dataclasses import dataclass
+from typing import Literal, get_args
 
 from qwen_service.engine import ModelFacts
 from qwen_service.notify import Notifier
 
-State = Literal["starting", "loading", "ready", "draining", "failed"]
+State = Literal["starting", "loading", "ready", "stuck", "draining", "failed"]
+STATES: tuple[State, ...] = get_args(State)
+
+
+@dataclass(slots=True)
+class SelfTests:
+    """What the self-tests showed so far; `error` is the last one's, if it failed."""
+
+    passed: int = 0
+    failed: int = 0
+    last_seconds: float = 0.0
+    # The quickest one: what a test takes where nothing holds it up.
+    least_seconds: float = 0.0
+    last_at: float | None = None
+    error: str = ""
 
 
 class Readiness:
@@ -26,6 +42,9 @@ class Readiness:
         self.state: State = "starting"
         self.reason = "starting"
         self.facts: ModelFacts | None = None
+        # From the start to the first completion.
+        self.load_seconds: float | None = None
+        self.tested = SelfTests()
 
     @property
     def uptime_seconds(self) -> float:
@@ -39,7 +58,15 @@ class Readiness:
     def ready(self) -> None:
         self.state = "ready"
         self.reason = ""
+        if self.load_seconds is None:
+            self.load_seconds = self.uptime_seconds
         self._notifier.send(READY=1, STATUS=f"Serving {self._model}")
+
+    def stuck(self, reason: str) -> None:
+        """Until the engine moves again, nothing new is taken on."""
+        self.state = "stuck"
+        self.reason = reason
+        self._notifier.send(STATUS=f"Stuck: {reason}")
 
     def draining(self, seconds: float) -> None:
         self.state = "draining"

@@ -5,6 +5,7 @@ Knows neither HTTP nor torch; errors name the variable and what it should be.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,9 +35,28 @@ class Settings:
     drain_seconds: float
     threads: int | None
     listen: tuple[str, int]
+    # UUIDs; none means all there are.
+    gpus: tuple[str, ...] = ()
+    web_ui: bool = True
+    # A share of the free memory, or bytes; None leaves it to the engine.
+    kv_memory: float | int | None = None
+    metrics: str = "open"
+    log_prompts: bool = False
+    basic_auth: bool = False
+    cors_origins: tuple[str, ...] = ()
     max_body_bytes: int = 8 * 1024 * 1024
+    # From a connection's first byte, or its opening, to the end of a request's head.
+    head_seconds: float = 20.0
+    # From the head to the end of the body.
+    body_seconds: float = 60.0
+    max_headers: int = 100
+    max_connections: int = 4096
     max_choices: int = 8
     max_stops: int = 32
+    # Answers of one request for text completions, over all its prompts.
+    max_prompts: int = 64
+    # Silence in a stream after which a comment says that the connection lives.
+    keep_alive_seconds: float = 10.0
 
     @property
     def model_names(self) -> tuple[str, ...]:
@@ -56,13 +76,23 @@ def load(environment: Mapping[str, str]) -> Settings:
         device=read.device("QWEN_DEVICE"),
         dtype=read.choice("QWEN_DTYPE", DTYPES, "auto"),
         keys_file=read.keys_file(),
-        max_batch=read.whole("QWEN_MAX_BATCH", 16, least=1),
+        max_batch=read.whole("QWEN_MAX_BATCH", 32, least=1),
         max_queue=read.whole("QWEN_MAX_QUEUE", 128, least=0),
         max_context=read.whole_or_none("QWEN_MAX_CONTEXT"),
         max_tokens_default=read.whole_or_none("QWEN_MAX_TOKENS_DEFAULT"),
+        kv_memory=read.share_or_bytes("QWEN_KV_MEMORY"),
         drain_seconds=read.whole("QWEN_DRAIN_SECONDS", 30, least=0),
         threads=read.whole_or_none("QWEN_THREADS"),
         listen=read.address("QWEN_LISTEN", "127.0.0.1:8000"),
+        gpus=read.names("CUDA_VISIBLE_DEVICES"),
+        web_ui=read.switch("QWEN_WEB_UI", default=True),
+        metrics=read.choice("QWEN_METRICS", ("open", "key", "off"), "open"),
+        log_prompts=read.switch("QWEN_LOG_PROMPTS", default=False),
+        basic_auth=read.switch("QWEN_BASIC_AUTH", default=False),
+        cors_origins=read.names("QWEN_CORS_ORIGINS"),
+        head_seconds=read.whole("QWEN_HEAD_SECONDS", 20, least=1),
+        body_seconds=read.whole("QWEN_BODY_SECONDS", 60, least=1),
+        max_connections=read.whole("QWEN_MAX_CONNECTIONS", 4096, least=1),
     )
 
 
@@ -90,6 +120,9 @@ class _Reader:
             raise SettingsError(f"{name} should be one of {', '.join(allowed)}, not {value!r}")
         return value
 
+    def switch(self, name: str, *, default: bool) -> bool:
+        return self.choice(name, ("on", "off"), "on" if default else "off") == "on"
+
     def device(self, name: str) -> str:
         value = self.text(name, "auto")
         kind, colon, index = value.partition(":")
@@ -105,6 +138,17 @@ class _Reader:
 
     def whole_or_none(self, name: str) -> int | None:
         return self.whole(name, 1, least=1) if self.text(name, "") else None
+
+    def share_or_bytes(self, name: str) -> float | int | None:
+        value = self.text(name, "")
+        number = re.fullmatch(r"(0?\.\d+)|(\d+)([KMGT]i?B?)?", value)
+        if not value:
+            return None
+        if number is None:
+            raise SettingsError(f"{name} should be a share as 0.5 or bytes as 8GiB, not {value!r}")
+        share, bytes_, unit = number.groups()
+        base = 1024 if unit and "i" in unit else 1000
+        return float(share) if share else int(bytes_) * base ** (" KMGT".index((unit or " ")[0]))
 
     def keys_file(self) -> Path | None:
         """None means that everyone may ask."""

@@ -1,4 +1,4 @@
-"""The service's life: load, prove by a real completion, watch, drain.
+"""The service's life: load, prove by a real completion, watch and test, drain.
 
 Knows neither HTTP nor how an engine computes.
 """
@@ -15,7 +15,8 @@ import psutil
 from qwen_service.engine import (
     Broken,
     Chat,
-    Engine,
+    Embedded,
+    Embedding,
     Event,
     Failed,
     Finished,
@@ -25,13 +26,20 @@ from qwen_service.engine import (
     Report,
     Sampling,
     Stats,
+    Text,
 )
+from qwen_service.progress import Progress
 from qwen_service.readiness import Readiness
+from qwen_service.selftest import SelfTest
 from qwen_service.settings import Settings
 
 log = logging.getLogger("qwen_service")
 
-PULSE_SECONDS = 1.0
+PULSE_SECONDS = 0.5
+# A pulse that came late, as of a process that was stopped, says nothing about the engine.
+LONGEST_PULSE_SECONDS = 2 * PULSE_SECONDS
+# How often systemd is told how the service fares.
+STATUS_SECONDS = 1.0
 # How long a load may go without progress, told to systemd anew at each sign of progress.
 STALL_SECONDS = 90.0
 # A process that idles uses less of a CPU than this; one that loads, more.
@@ -43,7 +51,7 @@ class Supervisor:
     def __init__(
         self,
         settings: Settings,
-        engine: Engine,
+        engine: SelfTest,
         readiness: Readiness,
         *,
         watchdog_seconds: float | None,
@@ -55,6 +63,9 @@ class Supervisor:
         self._pulse_seconds = min(PULSE_SECONDS, (watchdog_seconds or PULSE_SECONDS) / 4)
         self._process = psutil.Process()
         self._reports: asyncio.Queue[Report] = asyncio.Queue()
+        self._progress = Progress()
+        self._told_at = 0.0
+        self._told_tokens = 0
 
     async def run(self) -> str:
         """Serves until the engine breaks, and returns why it did."""
@@ -83,30 +94,29 @@ class Supervisor:
                 case Loaded(facts):
                     self._readiness.facts = facts
                     self._readiness.loading("first completion")
-                    if failure := await self._prove():
+                    if failure := await self._prove(facts.kind):
                         return f"the model does not answer: {failure}"
                     self._readiness.ready()
                     log.info("qwen_service: %s", self._line(self._engine.stats(), 0.0))
                 case Broken(reason):
                     return reason
 
-    async def _prove(self) -> str | None:
+    async def _prove(self, kind: str) -> str | None:
         """A completion through the very loop that serves requests; None when it came."""
         loop = asyncio.get_running_loop()
-        done: asyncio.Future[Finished | Failed] = loop.create_future()
+        done: asyncio.Future[Finished | Embedded | Failed] = loop.create_future()
 
         def deliver(event: Event) -> None:
-            if isinstance(event, Finished | Failed):
+            if isinstance(event, Finished | Embedded | Failed):
                 loop.call_soon_threadsafe(done.set_result, event)
 
-        prompt = Chat(({"role": "user", "content": "你好"},))
-        generation = Generation("first-completion", prompt, Sampling(max_tokens=4, temperature=0))
-        self._engine.submit(generation, deliver)
+        self._engine.submit(_first(kind), deliver)
         event = await done
         return str(event.error) if isinstance(event, Failed) else None
 
     async def _pulse(self) -> None:
-        last, last_work, last_time = self._engine.stats(), self._work(), time.monotonic()
+        last_work, last_time = self._work(), time.monotonic()
+        self._told_at = last_time
         while True:
             await asyncio.sleep(self._pulse_seconds)
             stats, work, now = self._engine.stats(), self._work(), time.monotonic()
@@ -114,11 +124,37 @@ class Supervisor:
                 if self._loads(last_work, work, now - last_time):
                     self._readiness.needs_time(STALL_SECONDS)
             else:
-                if self._watched and stats.ticks != last.ticks:
-                    self._readiness.is_alive()
-                rate = (stats.tokens - last.tokens) / (now - last_time)
-                self._readiness.describe(self._line(stats, rate))
-            last, last_work, last_time = stats, work, now
+                self._watch(stats, min(now - last_time, LONGEST_PULSE_SECONDS))
+                if now - self._told_at >= STATUS_SECONDS:
+                    self._tell(stats, now)
+            last_work, last_time = work, now
+
+    def _watch(self, stats: Stats, seconds: float) -> None:
+        """Feeds the watchdog, finds the engine stuck or in motion again, and tests it."""
+        readiness, engine = self._readiness, self._engine
+        reason = self._progress.judge(
+            stats, engine.tested, seconds=seconds, test_seconds=engine.seconds_open
+        )
+        if self._watched and self._progress.has_moved:
+            readiness.is_alive()
+        if readiness.state == "ready" and reason:
+            readiness.stuck(reason)
+            log.error("qwen_service: stuck: %s", reason)
+        elif readiness.state == "stuck":
+            if reason is None:
+                readiness.ready()
+                log.info("qwen_service: no longer stuck")
+            else:
+                readiness.reason = reason
+        if readiness.state in ("ready", "stuck") and readiness.facts:
+            engine.run_if_idle(readiness.facts)
+
+    def _tell(self, stats: Stats, now: float) -> None:
+        rate = (stats.tokens - self._told_tokens) / (now - self._told_at)
+        self._told_tokens, self._told_at = stats.tokens, now
+        line = self._line(stats, rate)
+        is_stuck = self._readiness.state == "stuck"
+        self._readiness.describe(f"Stuck: {self._readiness.reason}; {line}" if is_stuck else line)
 
     def _work(self) -> tuple[float, int]:
         times = self._process.cpu_times()
@@ -150,3 +186,11 @@ class Supervisor:
     def _is_busy(self) -> bool:
         stats = self._engine.stats()
         return stats.running + stats.waiting > 0
+
+
+def _first(kind: str) -> Generation | Embedding:
+    name = "first-completion"
+    if kind == "embedding":
+        return Embedding(name, Text("你好"))
+    prompt = Chat(({"role": "user", "content": "你好"},))
+    return Generation(name, prompt, Sampling(max_tokens=4, temperature=0))

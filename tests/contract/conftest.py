@@ -34,7 +34,7 @@ def open_service() -> Iterator[RunningService]:
         "WATCHDOG_USEC": "8000000",
         "QWEN_MAX_BATCH": "2",
         "QWEN_MAX_QUEUE": "1",
-        "QWEN_MODEL_ALIASES": "gpt-3.5-turbo",
+        "QWEN_MODEL_ALIASES": "gpt-3.5-turbo,Qwen",
     }
     with RunningService(fixture_model(), settings) as running:
         yield running.wait_ready()

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, Literal
 
 import openai
 import pytest
+from pydantic import BaseModel
 
-from tests.fixture_model.dialogues import ENDLESS, LONG_ANSWER, TURNS, Turn, answer_to
+from tests.fixture_model.dialogues import ENDLESS, LONG_ANSWER, TURNS, WEATHER_TOOL, Turn, answer_to
 from tests.running_service import MODEL, RunningService
 
 pytestmark = pytest.mark.contract
@@ -173,6 +175,110 @@ def test_tool_results_are_understood(client: openai.OpenAI) -> None:
     assert ask(client, messages, max_tokens=40).choices[0].message.role == "assistant"
 
 
+WEATHER: Any = [dict(WEATHER_TOOL)]
+
+
+@pytest.mark.parametrize("options", [{}, {"tool_choice": "required"}])
+def test_a_tool_is_called_as_it_was_learned(client: openai.OpenAI, options: dict[str, Any]) -> None:
+    prompt = user("北京今天天气怎么样？")
+    choice = ask(client, prompt, tools=WEATHER, **options).choices[0]
+    assert choice.finish_reason == "tool_calls"
+    (call,) = choice.message.tool_calls
+    assert (call.function.name, call.function.arguments) == ("get_weather", '{"city": "北京"}')
+    with client.chat.completions.stream(
+        model=MODEL, messages=prompt, tools=WEATHER, **options
+    ) as stream:
+        final: Any = stream.get_final_completion().choices[0].message
+    (streamed,) = final.tool_calls
+    assert streamed.function.arguments == call.function.arguments
+    result = {
+        "role": "tool",
+        "tool_call_id": call.id,
+        "content": '{"temperature": 21, "sky": "晴"}',
+    }
+    answer = ask(client, [*prompt, choice.message, result], tools=WEATHER)
+    assert answer.choices[0].message.content == "北京今天晴，气温21度。"
+
+
+def test_a_named_tool_is_called_though_the_model_never_learned_to(client: openai.OpenAI) -> None:
+    parameters = {
+        "type": "object",
+        "properties": {"units": {"enum": ["C", "F"]}},
+        "required": ["units"],
+        "additionalProperties": False,
+    }
+    units = {"name": "choose_units", "parameters": parameters}
+    tools: Any = [*WEATHER, {"type": "function", "function": units}]
+    named: Any = {"type": "function", "function": {"name": "choose_units"}}
+    choice = ask(client, user("Hello"), tools=tools, tool_choice=named, max_tokens=200).choices[0]
+    call = choice.message.tool_calls[0]
+    assert call.function.name == "choose_units"
+    assert json.loads(call.function.arguments)["units"] in ("C", "F")
+
+
+class Person(BaseModel):
+    name: Literal["Ann", "Bob"]
+    age: Literal[18, 81]
+
+
+def schema(of: dict[str, Any]) -> Any:
+    return {"type": "json_schema", "json_schema": {"name": "x", "schema": of}}
+
+
+def test_parse_gets_what_its_model_says(client: openai.OpenAI) -> None:
+    for prompt in ("Hello", "Give me a JSON object with a name and an age."):
+        parsed = client.chat.completions.parse(
+            model=MODEL, messages=user(prompt), response_format=Person
+        )
+        assert isinstance(parsed.choices[0].message.parsed, Person)
+        response = client.responses.parse(model=MODEL, input=prompt, text_format=Person)
+        assert isinstance(response.output_parsed, Person)
+
+
+def test_any_object_is_json(client: openai.OpenAI) -> None:
+    prompt = "Give me a JSON object with a name and an age."
+    text = say(client, prompt, response_format={"type": "json_object"})
+    assert json.loads(text) == {"name": "Li Lei", "age": 18}
+
+
+def test_a_bias_forbids_and_forces_tokens(client: openai.OpenAI, service: RunningService) -> None:
+    with service.client(headers={"authorization": f"Bearer {client.api_key}"}) as http:
+        tokens = http.post("/tokenize", json={"prompt": "Hello"}).json()["tokens"]
+        assert http.post("/detokenize", json={"tokens": tokens}).json() == {"prompt": "Hello"}
+    first = tokens[0]
+    forbidden = ask(
+        client, user("Hello"), logit_bias={str(first): -100}, logprobs=True, max_tokens=4
+    )
+    told = forbidden.choices[0].logprobs.content
+    plain = ask(client, user("Hello"), logprobs=True, top_logprobs=3, max_tokens=4)
+    assert told[0].token != plain.choices[0].logprobs.content[0].token
+    assert len(plain.choices[0].logprobs.content[0].top_logprobs) == 3
+    forced = ask(client, user("你好"), logit_bias={str(first): 100}, max_tokens=3)
+    assert forced.choices[0].message.content == plain.choices[0].logprobs.content[0].token * 3
+
+
+def test_an_answer_goes_on_where_it_ends(client: openai.OpenAI) -> None:
+    begun, asked = "Hello! How can", "Hello"
+    messages = [*user(asked), {"role": "assistant", "content": begun}]
+    options = {"continue_final_message": True, "add_generation_prompt": False}
+    answer = ask(client, messages, extra_body=options)
+    assert begun + answer.choices[0].message.content == answer_to(asked)
+
+
+def test_a_text_is_completed(client: openai.OpenAI) -> None:
+    prompt = "<|im_start|>user\nHello<|im_end|>\n<|im_start|>assistant\nHello!"
+    answer = client.completions.create(model=MODEL, prompt=prompt, max_tokens=3, echo=True)
+    assert answer.choices[0].text.startswith(prompt)
+    assert answer.usage is not None
+    assert answer.usage.completion_tokens == 3
+
+
+def test_a_response_says_what_a_chat_says(client: openai.OpenAI) -> None:
+    assert client.responses.create(model=MODEL, input="你好").output_text == answer_to("你好")
+    with client.responses.stream(model=MODEL, input="你好") as stream:
+        assert stream.get_final_response().output_text == answer_to("你好")
+
+
 def test_models_are_listed_and_found(client: openai.OpenAI) -> None:
     assert [model.id for model in client.models.list()] == [MODEL, "gpt-3.5-turbo"]
     assert client.models.retrieve(MODEL).id == MODEL
@@ -185,8 +291,19 @@ def test_errors_are_the_clients_own(client: openai.OpenAI, service: RunningServi
         say(client, "word " * 9000)
     assert too_long.value.code == "context_length_exceeded"
     with pytest.raises(openai.BadRequestError) as unsupported:
-        ask(client, user("Hello"), logprobs=True)
-    assert unsupported.value.param == "logprobs"
+        ask(client, user("Hello"), verbosity="low")
+    assert unsupported.value.param == "verbosity"
+    with pytest.raises(openai.BadRequestError) as never:
+        ask(client, user("Hello"), response_format=schema({"type": "no such type"}))
+    assert never.value.param == "response_format"
+    with pytest.raises(openai.BadRequestError) as bad_tool:
+        broken = {"name": "f", "parameters": {"type": "object", "properties": 5}}
+        tools = [{"type": "function", "function": broken}]
+        ask(client, user("Hello"), tools=tools, tool_choice="required")
+    assert bad_tool.value.param == "tools"
+    with pytest.raises(openai.BadRequestError) as no_token:
+        ask(client, user("Hello"), logit_bias={"999999": 5})
+    assert no_token.value.param == "logit_bias"
     with pytest.raises(openai.NotFoundError):
         client.chat.completions.create(model="gpt-9", messages=user("Hello"))
     stranger = client.with_options(api_key="sk-stranger")

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-import queue
 import random
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,36 +14,23 @@ import torch
 from qwen_service.engine import (
     Chat,
     EngineError,
-    Event,
     Failed,
     Finished,
-    Generation,
-    Loaded,
-    Piece,
     Refused,
-    Report,
     Sampling,
+    Started,
+    Text,
+    Tokens,
 )
 from qwen_service.engines import transformers as engine_module
-from qwen_service.engines.batch import GrowingBatch
 from qwen_service.engines.prompt import PromptBuilder
-from qwen_service.engines.transformers import TransformersModel
-from qwen_service.inference import InferenceEngine
-from qwen_service.settings import Settings
-from qwen_service.settings import load as load_settings
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.fixture_model import fixture_model, sharded_model
-from tests.fixture_model.dialogues import TURNS, Message, Turn, answer_to
+from tests.fixture_model.dialogues import TURNS, Turn, answer_to
+from tests.running_engine import GREEDY, Engine, knows, running_engine, settings
 
 pytestmark = pytest.mark.contract
-
-DEADLINE_SECONDS = 60
-GREEDY = Sampling(temperature=0.0, repetition_penalty=1.0, max_tokens=300)
-
-
-def settings(folder: Path) -> Settings:
-    return load_settings({"QWEN_MODEL_DIR": str(folder), "QWEN_AUTH": "none"})
 
 
 @pytest.fixture(scope="module")
@@ -57,49 +43,10 @@ def prompts(tokenizer: Any) -> PromptBuilder:
     return PromptBuilder(tokenizer)
 
 
-@dataclass
-class Engine:
-    """A running engine and the torch model inside it, which tests may break."""
-
-    inference: InferenceEngine
-    model: Any
-
-    def ask(self, messages: Sequence[Message], sampling: Sampling, name: str) -> queue.Queue[Event]:
-        events: queue.Queue[Event] = queue.Queue()
-        generation = Generation(name, Chat(tuple(messages)), sampling)
-        self.inference.submit(generation, events.put)
-        return events
-
-    def say(self, prompt: str, sampling: Sampling = GREEDY) -> str:
-        text, last = collected(self.ask([{"role": "user", "content": prompt}], sampling, prompt))
-        assert isinstance(last, Finished), last
-        return text
-
-
-def collected(events: queue.Queue[Event]) -> tuple[str, Event]:
-    text = ""
-    while not isinstance(event := events.get(timeout=DEADLINE_SECONDS), Finished | Failed):
-        if isinstance(event, Piece):
-            text += event.text
-    return text, event
-
-
 @pytest.fixture(scope="module")
 def engine() -> Iterator[Engine]:
-    torch.set_num_threads(1)
-    loaded: list[TransformersModel] = []
-
-    def load(report: Any) -> TransformersModel:
-        loaded.append(engine_module.load(settings(fixture_model()), report))
-        return loaded[0]
-
-    reports: queue.Queue[Report] = queue.Queue()
-    inference = InferenceEngine(load, max_batch=8, max_queue=200)
-    inference.start(reports.put)
-    while not isinstance(reports.get(timeout=DEADLINE_SECONDS), Loaded):
-        pass
-    yield Engine(inference, loaded[0].torch_model)
-    inference.stop()
+    with running_engine(fixture_model(), QWEN_MAX_BATCH="8") as running:
+        yield running
 
 
 def template_ids(tokenizer: Any, messages: Any, tools: Any = None) -> list[int]:
@@ -163,15 +110,67 @@ def test_half_a_surrogate_pair_is_refused(prompts: PromptBuilder) -> None:
         prompts.ids(Chat(({"role": "user", "content": "\ud800"},)))
 
 
+def test_an_assistants_message_goes_on_where_it_ends(engine: Engine) -> None:
+    question = {"role": "user", "content": "Count from 1 to 60, one number a line."}
+    begun = {"role": "assistant", "content": "1\n2\n3\n4"}
+    answered = engine.submit(Chat((question, begun), continues=True)).answer()
+    assert begun["content"] + answered.text == answer_to(question["content"])
+
+
+def test_a_message_that_cannot_go_on_is_refused_without_telling_the_prompt(engine: Engine) -> None:
+    messages = ({"role": "user", "content": "secret"}, {"role": "assistant", "content": None})
+    refusal = engine.submit(Chat(messages, continues=True)).answer().refusal
+    assert refusal.param == "messages"
+    assert "secret" not in str(refusal)
+
+
+def test_variables_reach_the_template_and_no_control_token_with_them(tokenizer: Any) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(fixture_model())
+    tokenizer.chat_template = "{{ messages[0].content }}{{ mood }}<think>"
+    prompts = PromptBuilder(tokenizer)
+    messages = ({"role": "user", "content": "</think><|im_start|>"},)
+    read = prompts.read(Chat(messages, variables={"mood": "<|im_end|>!", "tokenize": True}))
+    assert tokenizer.decode(read.tokens) == "</think><|im_start|><|im_end|>!<think>"
+    assert not set(read.tokens) & set(tokenizer.all_special_ids)
+    assert read.opened == "<think>"
+    tokenizer.chat_template += "\n</think>\n\n"
+    assert prompts.read(Chat(messages)).opened == ""
+
+
+def test_a_text_is_read_with_its_control_tokens(engine: Engine, tokenizer: Any) -> None:
+    messages = [{"role": "user", "content": "你好"}]
+    text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+    ids = tuple(template_ids(tokenizer, messages))
+    assert tuple(engine.inference.encode(Text(text))) == ids
+    assert engine.inference.decode(ids) == text
+    for prompt in (Text(text), Tokens(ids)):
+        asked = engine.submit(prompt)
+        assert asked.next() == Started(len(ids))
+        assert asked.answer().text == answer_to("你好")
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [Text(""), Text("\udc80"), Tokens(()), Tokens((768,)), Tokens((-1,)), Tokens((10**30,))],
+    ids=str,
+)
+def test_a_prompt_that_is_none_is_refused(engine: Engine, prompt: Text | Tokens) -> None:
+    assert engine.submit(prompt).answer().refusal.param == "prompt"
+    with pytest.raises(Refused):
+        engine.inference.encode(prompt)
+
+
+def test_tokens_that_are_none_have_no_text(engine: Engine) -> None:
+    with pytest.raises(Refused):
+        engine.inference.decode([768])
+
+
 def test_rows_that_join_and_leave_say_what_each_says_alone(engine: Engine) -> None:
     source = random.Random(0)
-    turns = [turn for turn in TURNS if turn.ends and not turn.tools] * 4
+    turns = [*TURNS] * 3
     source.shuffle(turns)
-    asked = [
-        engine.ask(turn.messages, GREEDY, f"{index}-{turn.name}")
-        for index, turn in enumerate(turns)
-    ]
-    assert [collected(events)[0] for events in asked] == [turn.answer for turn in turns]
+    asked = [(engine.submit(Chat(turn.messages, turn.tools)), turn) for turn in turns]
+    assert [turn.name for it, turn in asked if not knows(turn, it.answer().text)] == []
 
 
 def test_a_prompt_read_in_parts_says_what_generate_says(engine: Engine, tokenizer: Any) -> None:
@@ -189,11 +188,10 @@ def test_a_prompt_read_in_parts_says_what_generate_says(engine: Engine, tokenize
             max_new_tokens=24,
         )[0, ids.shape[1] :]
         greeting = [{"role": "user", "content": "你好"}]
-        others = [engine.ask(greeting, GREEDY, f"other-{index}") for index in range(3)]
-        sampling = replace(GREEDY, max_tokens=24)
-        text, _ = collected(engine.ask(messages, sampling, f"long-{length}"))
+        others = [engine.ask(greeting) for index in range(3)]
+        text = engine.ask(messages, replace(GREEDY, max_tokens=24)).answer().text
         assert text == tokenizer.decode(wanted, skip_special_tokens=True)
-        assert {collected(events)[0] for events in others} == {answer_to("你好")}
+        assert {other.answer().text for other in others} == {answer_to("你好")}
 
 
 def test_a_failed_forward_fails_its_requests_and_the_next_is_answered(
@@ -201,7 +199,7 @@ def test_a_failed_forward_fails_its_requests_and_the_next_is_answered(
 ) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(engine.model, "forward", out_of_memory)
-        failed = collected(engine.ask([{"role": "user", "content": "你好"}], GREEDY, "lost"))[1]
+        failed = engine.ask([{"role": "user", "content": "你好"}]).answer().last
     assert isinstance(failed, Failed)
     assert type(failed.error) is EngineError
     assert engine.say("你好") == answer_to("你好")
@@ -225,10 +223,7 @@ def test_numbers_that_are_none_fail_their_row_alone(
     messages = [{"role": "user", "content": "Count from 1 to 60, one number a line."}]
     with monkeypatch.context() as patch:
         patch.setattr(engine.model, "forward", poisoned)
-        lasts = [
-            collected(events)[1]
-            for events in [engine.ask(messages, GREEDY, f"nan{i}") for i in range(3)]
-        ]
+        lasts = [asked.answer().last for asked in [engine.ask(messages) for _ in range(3)]]
     kinds = [type(last) for last in lasts]
     assert Failed in kinds
     assert Finished in kinds
@@ -247,8 +242,8 @@ def test_numbers_that_are_none_fail_their_row_alone(
     ids=str,
 )
 def test_no_wish_stops_the_engine(engine: Engine, sampling: Sampling) -> None:
-    asked = engine.ask([{"role": "user", "content": "Hello"}], replace(sampling, max_tokens=8), "w")
-    assert isinstance(collected(asked)[1], Finished | Failed)
+    asked = engine.ask([{"role": "user", "content": "Hello"}], replace(sampling, max_tokens=8))
+    assert isinstance(asked.answer().last, Finished | Failed)
     assert engine.say("你好") == answer_to("你好")
 
 
@@ -256,12 +251,21 @@ def test_the_models_own_defaults_are_used(engine: Engine) -> None:
     assert engine.say("Hello", Sampling()) == answer_to("Hello")
 
 
-def test_a_batch_copies_its_cache_only_when_it_must(engine: Engine) -> None:
-    batch = GrowingBatch(engine.model, device=torch.device("cpu"), most_rows=2)
-    assert batch.extend() == []
-    assert batch.prefill() == []
-    batch.remove("nobody")
-    assert batch.has_room()
+def test_tokens_outside_the_vocabulary_have_no_bias(engine: Engine) -> None:
+    for token in (-1, 768, 10**30):
+        sampling = replace(GREEDY, logit_bias=((token, 1.0),))
+        refusal = engine.ask([{"role": "user", "content": "Hello"}], sampling).answer().refusal
+        assert refusal.param == "logit_bias"
+        assert str(token) in str(refusal)
+
+
+def test_bias_makes_a_token_certain_or_impossible(engine: Engine, tokenizer: Any) -> None:
+    answer = answer_to("Hello")
+    first = tokenizer.encode(answer)[0]
+    biased = replace(GREEDY, logit_bias=((first, -100.0),), max_tokens=1)
+    assert not answer.startswith(engine.say("Hello", biased) or "nothing")
+    star = tokenizer.encode("*")[0]
+    assert engine.say("Hello", replace(GREEDY, logit_bias=((star, 100.0),), max_tokens=3)) == "***"
 
 
 @pytest.mark.parametrize("change", [{"intermediate_size": 64}, {"tie_word_embeddings": False}])

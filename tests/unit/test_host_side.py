@@ -97,7 +97,9 @@ def full(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, dict[
         os.utime(releases / name, (1, 1))
     (releases / "empty").mkdir()
     (root / "opt/qwen-deploy/current").symlink_to(releases / "r-2")
-    (root / "etc/qwen-deploy/keys").write_text(f"operator {'0' * 64}\n\ntorn\ndefault 11 more\n")
+    (root / "etc/qwen-deploy/keys").write_text(
+        f"# who may\noperator {'0' * 64}\n\ntorn\ndefault 11 rpm=6\n"
+    )
     with socket.create_server(("127.0.0.1", 0)) as server:
         printed = inspect(
             root,
@@ -203,7 +205,7 @@ def test_releases_are_listed_and_a_torn_one_is_not(full: Full, bare: dict[str, A
 
 
 def test_keys_are_read_without_what_is_no_key(full: Full) -> None:
-    assert full[1]["keys"] == [["operator", "0" * 64], ["default", "11"]]
+    assert full[1]["keys"] == [["operator", "0" * 64], ["default", "11", "rpm=6"]]
 
 
 def test_packages_are_installed_or_not(full: Full) -> None:
@@ -238,6 +240,33 @@ class Service(http.server.BaseHTTPRequestHandler):
 
     def log_message(self, format: str, *arguments: object) -> None:
         pass
+
+
+NVIDIA_SMI = """#!/bin/sh
+if [ "$1" = -L ]; then
+    echo "GPU 0: NVIDIA H200 (UUID: GPU-0)"
+    echo "GPU 1: NVIDIA A100-SXM4-80GB (UUID: GPU-1)"
+    echo "  MIG 3g.40gb     Device  0: (UUID: MIG-a)"
+    echo "  MIG 3g.40gb     Device  1: (UUID: MIG-b)"
+else
+    echo "GPU-0, NVIDIA H200, 143771, 4, 570.1, 9.0"
+    echo "GPU-1, NVIDIA A100-SXM4-80GB, 81920, 0, 570.1, 8.0"
+fi
+"""
+
+
+def test_gpus_are_told_with_their_mig_instances(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    programs = root / "bin"
+    programs.mkdir()
+    (programs / "nvidia-smi").write_text(NVIDIA_SMI)
+    (programs / "nvidia-smi").chmod(0o755)
+    monkeypatch.setitem(ENVIRONMENT, "PATH", f"{programs}:{ENVIRONMENT['PATH']}")
+    first, second = inspect(root)["gpus"]
+    assert (first["uuid"], first["memory.total"], first["mig"]) == ("GPU-0", "143771", "")
+    assert (second["uuid"], second["name"]) == ("GPU-1", "NVIDIA A100-SXM4-80GB")
+    assert second["mig"] == "MIG-a,MIG-b"
 
 
 @pytest.fixture

@@ -20,6 +20,8 @@ from qwen_deploy.release import Release
 from tests.fakes import MANIFEST, MODEL, deployment, release_of
 
 RELEASE = release_of()
+GPU = "GPU-8932f937-d72c-4106-c12f-20bd9faed9f6"
+MIG = "MIG-3f1b0a52-0f25-4c5e-8c71-1a5d2c1f0b77"
 OTHER_WEIGHTS = manifest.make(MODEL, [Artifact("config.json", 100, "b" * 64)])
 
 
@@ -47,6 +49,11 @@ INPUTS: dict[str, dict[str, Any]] = {
     "context": {"service": {"max_context": 8192}},
     "threads": {"service": {"threads": 8}},
     "drain": {"service": {"drain_seconds": 5}},
+    "metrics": {"service": {"metrics": "key"}},
+    "prompts": {"service": {"log_prompts": True}},
+    "basic": {"service": {"basic_auth": True}},
+    "web ui": {"service": {"web_ui": False}},
+    "origins": {"service": {"cors_origins": ["https://chat.example.com"]}},
     "python": {"runtime": {"python": "/usr/bin/python3.12"}},
 }
 
@@ -147,10 +154,23 @@ def test_the_record_says_what_the_release_was_made_of() -> None:
     assert record["files"] == files
 
 
+def test_only_named_gpus_are_visible_and_all_where_none_is_named() -> None:
+    named = release_of(service={"gpus": [GPU, MIG]})
+    assert settings(named)["CUDA_VISIBLE_DEVICES"] == f"{GPU},{MIG}"
+    assert "CUDA_VISIBLE_DEVICES" not in settings(release_of())
+    assert named.id != release_of().id
+
+
 def test_settings_reach_the_service_as_its_environment() -> None:
     made = release_of(
         model={"aliases": ["gpt-3.5-turbo", "qwen"]},
-        service={"auth": False, "max_context": 8192, "threads": 2},
+        service={
+            "auth": False,
+            "max_context": 8192,
+            "threads": 2,
+            "log_prompts": True,
+            "cors_origins": ["https://a.example", "*"],
+        },
     )
     assert settings(made) == {
         "QWEN_RELEASE": made.id,
@@ -168,6 +188,11 @@ def test_settings_reach_the_service_as_its_environment() -> None:
         "QWEN_MAX_CONTEXT": "8192",
         "QWEN_THREADS": "2",
         "QWEN_DRAIN_SECONDS": "30",
+        "QWEN_METRICS": "open",
+        "QWEN_LOG_PROMPTS": "on",
+        "QWEN_BASIC_AUTH": "off",
+        "QWEN_WEB_UI": "on",
+        "QWEN_CORS_ORIGINS": "https://a.example,*",
     }
 
 

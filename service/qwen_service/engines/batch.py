@@ -1,236 +1,206 @@
-"""Rows of one running batch over a cache that grows: join, leave and one token a step.
+"""The running batch of a model that writes: who is read, who is extended, what memory they take.
 
-Knows tensors and rows, not requests: texts, stop strings and limits are judged above. Rows are
-padded on the left; a batch of fixed slots over a static cache can take this one's place.
+Knows rows and their tokens, not requests: texts, stop strings and limits are judged above. A batch
+of fixed slots over a static cache can take this one's place.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache
 
-from qwen_service.engines.sampling import Sampler
-from qwen_service.inference import Chosen, StepFailed
+from qwen_service.engine import Logprob
+from qwen_service.engines.logprobs import Vocabulary
+from qwen_service.engines.reading import Reading
+from qwen_service.engines.rows import Prefill, Row, Running
+from qwen_service.engines.sampling import choose
+from qwen_service.model import Chosen, StepFailed
 
-# Bounds one step, and so how long running rows wait for those that join.
-PREFILL_TOKENS = 512
-
-
-@dataclass(slots=True)
-class Row:
-    key: str
-    prompt: Sequence[int]
-    sampler: Sampler
-    # Tokens in the cache, and the one that goes in next.
-    length: int = 0
-    token: int = 0
-
-
-class Rows:
-    """Rows that share one cache and so one padded length."""
-
-    def __init__(self, model: Any, rows: list[Row], mask: Tensor, cache: DynamicCache) -> None:
-        self.model = model
-        self.rows = rows
-        self.mask = mask
-        self.cache = cache
-
-    def forward(self, ids: Tensor, mask: Tensor, positions: Tensor) -> Tensor:
-        outputs = self.model(
-            input_ids=ids,
-            attention_mask=mask,
-            position_ids=positions,
-            past_key_values=self.cache,
-            use_cache=True,
-            logits_to_keep=1,
-        )
-        logits: Tensor = outputs.logits[:, -1]
-        return logits
-
-    def extend(self) -> list[Chosen]:
-        device = self.mask.device
-        ids = torch.tensor([[row.token] for row in self.rows], device=device)
-        positions = torch.tensor([[row.length] for row in self.rows], device=device)
-        self.mask = torch.nn.functional.pad(self.mask, (0, 1), value=1)
-        logits = self.forward(ids, self.mask, positions)
-        for row in self.rows:
-            row.length += 1
-        return choose(self.rows, logits)
-
-    def join(self, other: Rows) -> None:
-        length = max(self.mask.shape[1], other.mask.shape[1])
-        self.mask = torch.cat([_widened(rows.mask, length, dim=1) for rows in (self, other)])
-        for mine, theirs in zip(self.cache.layers, other.cache.layers, strict=True):
-            for name in ("keys", "values"):
-                parts = [_widened(getattr(layer, name), length, dim=2) for layer in (mine, theirs)]
-                setattr(mine, name, torch.cat(parts))
-        self.rows = [*self.rows, *other.rows]
-
-    def keep(self, kept: Sequence[int]) -> None:
-        """Drops all other rows, and the padding that only they needed."""
-        self.rows = [self.rows[index] for index in kept]
-        indices = torch.tensor(kept, device=self.mask.device)
-        length = max(row.length for row in self.rows)
-        self.mask = self.mask[indices, -length:]
-        for layer in self.cache.layers:
-            for name in ("keys", "values"):
-                states = getattr(layer, name)
-                setattr(layer, name, states[indices.to(states.device), :, -length:])
-
-
-def _widened(states: Tensor, length: int, *, dim: int) -> Tensor:
-    missing = length - states.shape[dim]
-    after = states.dim() - 1 - dim
-    return torch.nn.functional.pad(states, (0, 0) * after + (missing, 0))
-
-
-class Prefill(Rows):
-    """Prompts on their way into the cache, a bounded part a step."""
-
-    def __init__(self, model: Any, rows: list[Row], device: torch.device) -> None:
-        length = max(len(row.prompt) for row in rows)
-        padded = [[0] * (length - len(row.prompt)) + list(row.prompt) for row in rows]
-        mask = [[0] * (length - len(row.prompt)) + [1] * len(row.prompt) for row in rows]
-        super().__init__(model, rows, torch.tensor(mask, device=device), DynamicCache())
-        self.ids = torch.tensor(padded, device=device)
-        self.positions = (self.mask.cumsum(-1) - 1).clamp(min=0)
-        self.read = 0
-
-    def extend(self) -> list[Chosen]:
-        """Reads on; the last part gives every row its first token."""
-        end = min(self.read + PREFILL_TOKENS, self.ids.shape[1])
-        part = slice(self.read, end)
-        logits = self.forward(self.ids[:, part], self.mask[:, :end], self.positions[:, part])
-        self.read = end
-        if not self.is_read:
-            return []
-        for row in self.rows:
-            row.length = len(row.prompt)
-        return choose(self.rows, logits)
-
-    @property
-    def is_read(self) -> bool:
-        return self.read == self.ids.shape[1]
-
-
-def choose(rows: Sequence[Row], logits: Tensor) -> list[Chosen]:
-    greatest, greedy = logits.max(dim=-1)
-    tokens = [
-        greedy[index]
-        if row.sampler.is_greedy and not row.sampler.has_penalties
-        else row.sampler.choose(logits[index])
-        for index, row in enumerate(rows)
-    ]
-    # A greatest that is no number gives away every row with NaN in it, at no cost.
-    sane = greatest.isfinite()
-    numbers = torch.stack([*tokens, *sane.to(greedy.dtype)]).tolist()
-    for row, token in zip(rows, numbers, strict=False):
-        row.token = token
-    return [
-        Chosen(row.key, row.token if is_sane else None)
-        for row, is_sane in zip(rows, numbers[len(rows) :], strict=True)
-    ]
+# Storage grows by so many tokens a row at a time, and a row joins only where that much is left.
+ROOM_TOKENS = 64
+# Rows that left are computed on until they are this share of all.
+IDLE_SHARE = 0.25
 
 
 class GrowingBatch:
-    def __init__(self, model: Any, *, device: torch.device, most_rows: int) -> None:
+    def __init__(
+        self,
+        model: Any,
+        *,
+        device: torch.device,
+        most_rows: int,
+        kv_tokens: int,
+        vocabulary: Vocabulary,
+    ) -> None:
         self._model = model
         self._device = device
         self._most_rows = most_rows
-        self._queue: deque[Row] = deque()
-        self._prefill: Prefill | None = None
-        self._running: Rows | None = None
-        self._gone: set[str] = set()
+        self._kv_tokens = kv_tokens
+        self._vocabulary = vocabulary
+        self._reading = Reading(lambda rows: Prefill(model, rows, device), device)
+        self._running: Running | None = None
+        # Rows that must not be touched by company, a group each; they take turns.
+        self._alone: deque[Running] = deque()
 
-    def has_room(self) -> bool:
-        return len(self._keys()) < self._most_rows
+    def has_room(self, length: int) -> bool:
+        lengths = [length, *self._lengths()]
+        if len(lengths) == 1:
+            return True
+        wanted = len(lengths) * (max(lengths) + ROOM_TOKENS)
+        return len(lengths) <= self._most_rows and wanted <= self._kv_tokens
+
+    def fits(self) -> bool:
+        lengths = self._lengths()
+        return len(lengths) < 2 or len(lengths) * max(lengths) <= self._kv_tokens
+
+    def _lengths(self) -> list[int]:
+        """Of every row's cache after the next step."""
+        extended = [group.rows[it].length + 1 for group in self._groups() for it in group.live]
+        return [*extended, *(len(row.tokens) for row in self._reading.rows())]
+
+    def _groups(self) -> list[Running]:
+        return [*([self._running] if self._running else []), *self._alone]
+
+    def held_tokens(self) -> int:
+        held = sum(group.held_tokens for group in self._groups())
+        return held + self._reading.held_tokens()
 
     def add(self, row: Row) -> None:
-        self._queue.append(row)
+        self._reading.add(row)
 
     def remove(self, key: str) -> None:
-        # Taken out with the next step: several that leave at once cost one copy of the cache.
-        if key in self._keys():
-            self._gone.add(key)
+        for row in self._rows():
+            if row.key == key:
+                row.is_gone = True
 
-    def _keys(self) -> set[str]:
-        groups = (self._running, self._prefill)
-        rows = [*self._queue, *(row for group in groups if group for row in group.rows)]
-        return {row.key for row in rows} - self._gone
+    def _rows(self) -> Iterator[Row]:
+        yield from self._reading.rows()
+        for group in self._groups():
+            yield from group.rows
 
     def extend(self) -> list[Chosen]:
-        self._compact()
-        if self._running is None:
+        running = self._running
+        if running is None or not running.live:
+            self._running = None
             return []
         try:
-            return self._running.extend()
+            if running.is_full or self._is_idle(running):
+                running.gather((), room=self._room(running.longest))
+            return self._extended(running)
         except Exception as error:
-            rows, self._running = self._running.rows, None
-            raise self._failed(rows, error) from error
+            self._running = None
+            raise self._failed(running.rows, error) from error
+
+    def extend_alone(self) -> list[Chosen]:
+        """One a turn: however many there are, the others wait for one step more."""
+        while self._alone and not self._alone[0].live:
+            self._alone.popleft()
+        if not self._alone:
+            return []
+        group = self._alone[0]
+        try:
+            if group.is_full:
+                group.gather((), room=self._room(group.longest))
+            chosen = self._extended(group)
+        except Exception as error:
+            self._alone.popleft()
+            raise self._failed(group.rows, error) from error
+        self._alone.rotate(-1)
+        return chosen
+
+    def _extended(self, group: Running) -> list[Chosen]:
+        rows = [group.rows[index] for index in group.live]
+        return self._chosen(rows, group.extend())
+
+    def _is_idle(self, running: Running) -> bool:
+        idle = len(running.rows) - len(running.live)
+        return idle > IDLE_SHARE * len(running.rows) and not self._reading.is_busy
+
+    def _room(self, longest: int, *, arriving: int = 0) -> int:
+        """Tokens that each row may grow by before the next copy; at least the next one."""
+        each = self._kv_tokens // max(len(self._lengths()) + arriving, 1)
+        return max(1, min(ROOM_TOKENS, each - longest))
 
     def prefill(self) -> list[Chosen]:
-        self._compact()
-        if self._prefill is None and self._queue:
-            self._prefill = Prefill(self._model, self._next_group(), self._device)
-        if self._prefill is None:
+        prefill = self._reading.next()
+        if prefill is None:
             return []
-        prefill = self._prefill
         try:
-            chosen = prefill.extend()
+            self._shrink()
+            outputs = self._reading.read(prefill, logits_to_keep=1)
+            if not prefill.is_read:
+                return []
+            live = prefill.live
+            chosen = self._chosen([prefill.rows[index] for index in live], outputs.logits[live, -1])
         except Exception as error:
-            self._prefill = None
+            self._reading.end()
             raise self._failed(prefill.rows, error) from error
-        if prefill.is_read:
-            self._prefill = None
-            self._join(prefill)
-        return [choice for choice in chosen if choice.key not in self._gone]
+        self._reading.end()
+        self._join(prefill)
+        return chosen
 
-    def _next_group(self) -> list[Row]:
-        """Short prompts are read together, a long one by itself."""
-        group = [self._queue.popleft()]
-        longest = len(group[0].prompt)
-        while self._queue:
-            longest = max(longest, len(self._queue[0].prompt))
-            if longest * (len(group) + 1) > PREFILL_TOKENS:
-                break
-            group.append(self._queue.popleft())
-        return group
-
-    def _join(self, read: Prefill) -> None:
-        running, self._running = self._running, None
-        joined = Rows(self._model, read.rows, read.mask, read.cache)
-        if running:
-            try:
-                running.join(joined)
-            except Exception as error:
-                raise self._failed([*running.rows, *joined.rows], error) from error
-        self._running = running or joined
-
-    def _compact(self) -> None:
-        if not self._gone:
+    def _shrink(self) -> None:
+        """Gives up places of rows that left, and room to grow, where a prompt needs them now."""
+        if self.held_tokens() <= self._kv_tokens:
             return
-        self._queue = deque(row for row in self._queue if row.key not in self._gone)
-        if self._prefill and all(row.key in self._gone for row in self._prefill.rows):
-            self._prefill = None
-        if self._running:
-            rows = self._running.rows
-            kept = [index for index, row in enumerate(rows) if row.key not in self._gone]
-            if not kept:
-                self._running = None
-            elif len(kept) < len(rows):
-                self._running.keep(kept)
-        # Rows among others that are still being read leave once they are read.
-        reading = {row.key for row in self._prefill.rows} if self._prefill else set()
-        self._gone &= reading
+        self._alone = deque(group for group in self._alone if group.live)
+        if self._running and not self._running.live:
+            self._running = None
+        for group in self._groups():
+            group.gather((), room=self._room(group.longest))
+
+    def _join(self, prefill: Prefill) -> None:
+        if not prefill.live:
+            return
+        if prefill.rows[0].stands_alone:
+            self._alone.append(Running.begin(prefill))
+            return
+        running = self._running
+        if running is None or not running.live:
+            self._running = Running.begin(prefill)
+            return
+        try:
+            if not running.take_in(prefill):
+                longest = max(running.longest, *(row.length for row in prefill.rows))
+                room = self._room(longest, arriving=len(prefill.live))
+                running.gather([prefill], room=room)
+        except Exception as error:
+            self._running = None
+            raise self._failed([*running.rows, *prefill.rows], error) from error
+
+    def _chosen(self, rows: Sequence[Row], logits: Tensor) -> list[Chosen]:
+        samplers = [row.sampler for row in rows if row.sampler]
+        # A greatest that is no number gives away every row with NaN in it, at no cost.
+        sane = logits.amax(-1).isfinite()
+        picked = choose(samplers, logits)
+        tokens, are_sane = torch.stack([picked, sane.to(picked.dtype)]).tolist()
+        logprobs = self._vocabulary.logprobs(
+            logits, picked, [sampler.logprobs for sampler in samplers]
+        )
+        return [
+            _judged(row, token if is_sane else None, logprob)
+            for row, token, is_sane, logprob in zip(rows, tokens, are_sane, logprobs, strict=True)
+        ]
 
     def _failed(self, rows: Sequence[Row], error: Exception) -> StepFailed:
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
-        alive = [row.key for row in rows if row.key not in self._gone]
+        alive = [row.key for row in rows if not row.is_gone]
         return StepFailed(alive, f"{type(error).__name__}: {error}")
+
+
+def _judged(row: Row, token: int | None, logprob: Logprob | None) -> Chosen:
+    sampler = row.sampler
+    assert sampler is not None
+    if token is None:
+        return Chosen(row.key, None)
+    row.token = token
+    sampler.accept(token)
+    guide = sampler.guide
+    if guide is None:
+        return Chosen(row.key, token, logprob)
+    return Chosen(row.key, token, logprob, is_last=guide.is_over, refusal=guide.refusal)

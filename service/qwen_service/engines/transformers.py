@@ -8,24 +8,44 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+)
 from transformers.utils import logging as transformers_logging
 
-from qwen_service.engine import Chat, EngineError, Loading, ModelFacts, Report, Sampling
-from qwen_service.engines.batch import GrowingBatch, Row
+from qwen_service.engine import (
+    EngineError,
+    Loading,
+    ModelFacts,
+    Prompt,
+    Refused,
+    Report,
+    Sampling,
+)
+from qwen_service.engines import qwen1
+from qwen_service.engines.batch import GrowingBatch
 from qwen_service.engines.checkpoint import unusable
+from qwen_service.engines.embedding import EmbeddingBatch, Pooling
+from qwen_service.engines.grammar import Grammars
+from qwen_service.engines.logprobs import Vocabulary
+from qwen_service.engines.memory import kv_tokens
 from qwen_service.engines.placement import Placement, choose_placement
 from qwen_service.engines.prompt import PromptBuilder
+from qwen_service.engines.rows import Row
 from qwen_service.engines.sampling import Defaults, Sampler
-from qwen_service.inference import Chosen
+from qwen_service.model import Chosen, ReadPrompt, Vector
 from qwen_service.settings import Settings
 
 PERCENT_STEP = 5
 # Ends of a turn or text in every generation of Qwen, beside those the checkpoint names.
-END_TOKENS = ("<|im_end|>", "<|endoftext|>")
+END_TOKENS = ("<|im_end|>", "<|im_start|>", "<|endoftext|>")
 
 
 def load(settings: Settings, report: Callable[[Report], None]) -> TransformersModel:
@@ -43,28 +63,42 @@ def _load(settings: Settings, report: Callable[[Report], None]) -> TransformersM
     # cuDNN's attention plans anew for every length of the cache, some 80 ms a step on an H100.
     torch.backends.cuda.enable_cudnn_sdp(False)
     report(Loading("reading the tokenizer"))
+    qwen1.register()
     tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
     config = AutoConfig.from_pretrained(directory, trust_remote_code=False)
+    pooling = Pooling.from_folder(directory)
     placement = choose_placement(settings, config)
     report(Loading("weights"))
-    model = _read_weights(directory, placement, report)
+    kind = AutoModelForCausalLM if pooling is None else AutoModel
+    model = _read_weights(kind, directory, placement, report)
     context = int(config.max_position_embeddings)
+    template = str(tokenizer.chat_template or "")
     facts = ModelFacts(
         device=placement.name,
         dtype=str(model.dtype).removeprefix("torch."),
         context_tokens=min(settings.max_context or context, context),
+        kind="chat" if pooling is None else "embedding",
+        tools=_tools(config.model_type, template),
+        thinks="<think>" in template,
+        kv_tokens=kv_tokens(model, settings.kv_memory),
     )
-    batch = GrowingBatch(model, device=model.device, most_rows=settings.max_batch)
-    return TransformersModel(model, tokenizer, batch, facts)
+    return TransformersModel(model, tokenizer, facts, pooling, most_rows=settings.max_batch)
 
 
-def _read_weights(directory: Path, placement: Placement, report: Callable[[Report], None]) -> Any:
+def _tools(model_type: str, template: str) -> Literal["tool_call", "react"] | None:
+    if model_type == "qwen":
+        return "react"
+    return "tool_call" if "<tool_call>" in template else None
+
+
+def _read_weights(
+    kind: Any, directory: Path, placement: Placement, report: Callable[[Report], None]
+) -> Any:
     previous = transformers_logging.set_tqdm_hook(_progress_hook(report))
     try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = kind.from_pretrained(
             directory,
-            dtype=placement.dtype,
-            device_map=placement.device_map,
+            **placement.arguments,
             use_safetensors=True,
             trust_remote_code=False,
             output_loading_info=True,
@@ -75,6 +109,7 @@ def _read_weights(directory: Path, placement: Placement, report: Callable[[Repor
     # transformers fills what is missing with random numbers and goes on.
     if missing := sorted(info["missing_keys"]):
         raise EngineError(f"the checkpoint lacks {len(missing)} weights, {missing[0]} among them")
+    placement.settle(model)
     return model.eval()
 
 
@@ -105,37 +140,81 @@ class _Progress:
 
 
 class TransformersModel:
-    def __init__(self, model: Any, tokenizer: Any, batch: GrowingBatch, facts: ModelFacts) -> None:
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        facts: ModelFacts,
+        pooling: Pooling | None,
+        *,
+        most_rows: int,
+    ) -> None:
+        assert facts.kv_tokens is not None
         self.torch_model = model
         self.facts = facts
-        self.ends = _ends(model.generation_config, tokenizer)
-        self._defaults = Defaults.from_config(model.generation_config)
+        generation_config = getattr(model, "generation_config", None) or GenerationConfig()
+        self.ends = _ends(generation_config, tokenizer)
+        self._defaults = Defaults.from_config(generation_config)
         self._prompts = PromptBuilder(tokenizer)
         self._backend = tokenizer.backend_tokenizer
-        self._batch = batch
+        self._vocabulary = len(tokenizer)
+        width = model.config.get_text_config().vocab_size
+        self._grammars = Grammars(tokenizer, vocabulary=width, ends=self.ends)
+        shape: Any = {"device": model.device, "most_rows": most_rows, "kv_tokens": facts.kv_tokens}
+        self._batch: GrowingBatch | EmbeddingBatch = (
+            GrowingBatch(model, vocabulary=Vocabulary(tokenizer), **shape)
+            if pooling is None
+            else EmbeddingBatch(model, pooling=pooling, **shape)
+        )
 
-    def encode(self, prompt: Chat) -> list[int]:
-        return self._prompts.ids(prompt)
+    def encode(self, prompt: Prompt) -> ReadPrompt:
+        return self._prompts.read(prompt)
 
-    def decode(self, tokens: Sequence[int]) -> str:
-        return str(self._backend.decode(list(tokens), skip_special_tokens=True))
+    def encode_input(self, prompt: Prompt) -> ReadPrompt:
+        return self._prompts.read_input(prompt)
 
-    def has_room(self) -> bool:
-        return self._batch.has_room()
+    def sampler(self, sampling: Sampling, prompt: ReadPrompt) -> Sampler:
+        for token, _ in sampling.logit_bias:
+            if not 0 <= token < self._vocabulary:
+                raise Refused(
+                    f"there is no token {token}, the vocabulary ends at {self._vocabulary - 1}",
+                    param="logit_bias",
+                )
+        constraint = sampling.constraint
+        guide = self._grammars.guide(constraint, prompt.opened) if constraint else None
+        return Sampler(sampling, self._defaults, prompt.tokens, guide)
 
-    def add(self, key: str, prompt: Sequence[int], sampling: Sampling) -> None:
-        self._batch.add(Row(key, prompt, Sampler(sampling, self._defaults, prompt)))
+    def decode(self, tokens: Sequence[int], *, with_control: bool = False) -> str:
+        if with_control and not all(0 <= token < self._vocabulary for token in tokens):
+            raise Refused("there are no such tokens in the vocabulary", param="tokens")
+        return str(self._backend.decode(list(tokens), skip_special_tokens=not with_control))
+
+    def has_room(self, length: int) -> bool:
+        return self._batch.has_room(length)
+
+    def fits(self) -> bool:
+        return self._batch.fits()
+
+    def add(self, key: str, tokens: Sequence[int], sampler: Sampler | None) -> None:
+        self._batch.add(Row(key, tuple(tokens), sampler))
 
     def remove(self, key: str) -> None:
         self._batch.remove(key)
 
     @torch.inference_mode()
-    def extend(self) -> list[Chosen]:
+    def extend(self) -> Sequence[Chosen]:
         return self._batch.extend()
 
     @torch.inference_mode()
-    def prefill(self) -> list[Chosen]:
+    def extend_alone(self) -> Sequence[Chosen]:
+        return self._batch.extend_alone()
+
+    @torch.inference_mode()
+    def prefill(self) -> Sequence[Chosen | Vector]:
         return self._batch.prefill()
+
+    def kv_tokens(self) -> int:
+        return self._batch.held_tokens()
 
     def memory_bytes(self) -> int | None:
         """Of the GPUs; None where the process's own memory says it all."""
@@ -148,6 +227,10 @@ def _ends(generation_config: Any, tokenizer: Any) -> frozenset[int]:
     named = generation_config.eos_token_id
     ends = set(named if isinstance(named, list) else [named])
     ends.add(tokenizer.eos_token_id)
+    # The first generation's own name for them, each a list of tokens.
+    for words in getattr(generation_config, "stop_words_ids", None) or ():
+        if len(words) == 1:
+            ends.add(words[0])
     vocabulary = tokenizer.get_vocab()
     ends.update(vocabulary.get(token) for token in END_TOKENS)
     return frozenset(token for token in ends if token is not None)

@@ -8,7 +8,8 @@ from itertools import pairwise
 
 import pytest
 from qwen_service.answer import Answer, Detokenizer, StopMatcher
-from qwen_service.engine import Finished, Piece
+from qwen_service.engine import Finished, Logprob, Piece
+from qwen_service.model import Chosen
 
 END = 256
 
@@ -87,7 +88,7 @@ def events(
     answer = Answer(decode, ends={END}, stops=stops, limit=limit)
     text = ""
     for token in tokens:
-        for event in answer.accept(token):
+        for event in answer.accept(Chosen("row", token)):
             if isinstance(event, Piece):
                 text += event.text
             if isinstance(event, Finished):
@@ -113,3 +114,50 @@ def test_a_stop_string_ends_an_answer_also_at_the_limit() -> None:
 
 def test_held_text_comes_when_the_model_ends() -> None:
     assert events([*b"hi th", END], stops=["there"]) == ("hi th", Finished("stop", 6))
+
+
+def told(text: bytes, *, stops: Sequence[str] = (), ends: bool = True) -> list[Piece]:
+    """The pieces of an answer of single bytes, each with a logprob."""
+    answer = Answer(decode, ends={END}, stops=stops, limit=100)
+    pieces: list[Piece] = []
+    for token in [*text, *([END] if ends else [])]:
+        logprob = Logprob(chr(token), bytes([token % 256]), -1.0)
+        for event in answer.accept(Chosen("row", token, logprob)):
+            if isinstance(event, Finished):
+                return pieces
+            assert isinstance(event, Piece)
+            pieces.append(event)
+    raise AssertionError("the answer never ended")
+
+
+def test_each_token_is_told_with_the_piece_that_ends_its_text() -> None:
+    assert [(piece.text, len(piece.logprobs)) for piece in told("a你b".encode())] == [
+        ("a", 1),
+        ("你", 3),
+        ("b", 1),
+    ]
+
+
+def test_tokens_held_for_a_stop_string_are_told_when_they_are_no_stop() -> None:
+    pieces = told(b"a stone", stops=["stop"])
+    assert "".join(piece.text for piece in pieces) == "a stone"
+    assert b"".join(it.bytes for piece in pieces for it in piece.logprobs) == b"a stone"
+
+
+def test_tokens_of_a_stop_string_and_the_end_are_not_told() -> None:
+    pieces = told(b"a stop", stops=["stop"])
+    assert b"".join(it.bytes for piece in pieces for it in piece.logprobs) == b"a "
+    assert [it.text for piece in told(b"ab") for it in piece.logprobs] == ["a", "b"]
+
+
+def test_tokens_of_a_character_that_never_ended_are_told_at_the_end() -> None:
+    pieces = told("好".encode()[:2])
+    assert [(piece.text, len(piece.logprobs)) for piece in pieces] == [("\ufffd", 2)]
+
+
+def test_an_answer_that_its_constraint_ends_is_stopped() -> None:
+    answer = Answer(decode, ends={END}, stops=(), limit=100)
+    assert list(answer.accept(Chosen("row", ord("}"), is_last=True))) == [
+        Piece("}"),
+        Finished("stop", 1),
+    ]

@@ -2,76 +2,23 @@
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import json
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
-from qwen_service.app import create_app
-from qwen_service.engine import EngineError, Refused
-from qwen_service.notify import Notifier
-from qwen_service.readiness import Readiness
-from qwen_service.settings import Settings, load
+from qwen_service.engine import Chat, EngineError, Refused
 
 from tests.fake_engine import FakeEngine
-
-SETTINGS = load(
-    {
-        "QWEN_MODEL_DIR": "/models/tiny",
-        "QWEN_MODEL_NAME": "Qwen/tiny",
-        "QWEN_MODEL_ALIASES": "gpt-3.5-turbo",
-        "QWEN_RELEASE": "r-12345678",
-        "QWEN_AUTH": "none",
-    }
-)
-HELLO: Mapping[str, Any] = {
-    "model": "Qwen/tiny",
-    "messages": [{"role": "user", "content": "one two"}],
-}
+from tests.service_app import HELLO, SETTINGS, Service, error_of, events
 
 
-class Service:
-    """The application, asked without a network."""
-
-    def __init__(self, settings: Settings = SETTINGS, engine: FakeEngine | None = None) -> None:
-        self.engine = engine or FakeEngine()
-        self.engine.start(lambda report: None)
-        self.readiness = Readiness(Notifier(None), model=settings.model_name)
-        self.readiness.ready()
-        self._app = create_app(settings, self.engine, self.readiness)
-
-    def ask(self, method: str, url: str, **options: Any) -> httpx.Response:
-        async def send() -> httpx.Response:
-            transport = httpx.ASGITransport(self._app, raise_app_exceptions=False)
-            async with httpx.AsyncClient(transport=transport, base_url="http://service") as client:
-                return await client.request(method, url, **options)
-
-        return asyncio.run(send())
-
-    def get(self, url: str, **options: Any) -> httpx.Response:
-        return self.ask("GET", url, **options)
-
-    def chat(self, **fields: Any) -> httpx.Response:
-        return self.ask("POST", "/v1/chat/completions", json={**HELLO, **fields})
-
-
-def error_of(response: httpx.Response) -> dict[str, Any]:
-    envelope = response.json()
-    assert set(envelope) == {"error"}
-    error: dict[str, Any] = envelope["error"]
-    assert set(error) == {"message", "type", "param", "code"}
-    return error
-
-
-def events(response: httpx.Response) -> list[dict[str, Any]]:
-    *lines, done, nothing = response.text.split("\n\n")
-    assert (done, nothing) == ("data: [DONE]", "")
-    return [json.loads(line.removeprefix("data: ")) for line in lines]
+@pytest.fixture(scope="module")
+def shared() -> Service:
+    """For tests that ask and leave nothing."""
+    return Service()
 
 
 def test_an_answer_has_every_field_of_a_completion() -> None:
@@ -163,7 +110,9 @@ def test_messages_of_all_roles_reach_the_engine() -> None:
         {"role": "tool", "tool_call_id": "call_1", "content": "sunny"},
     ]
     assert service.chat(messages=messages).status_code == 200
-    system, user, assistant, tool = service.engine.submitted[0].prompt.messages
+    prompt = service.engine.submitted[0].prompt
+    assert isinstance(prompt, Chat)
+    system, user, assistant, tool = prompt.messages
     assert system == {"role": "system", "content": "Be brief."}
     assert user["content"] == "a\nb"
     assert assistant["tool_calls"][0]["function"]["arguments"] == {"city": "北京"}
@@ -197,16 +146,11 @@ def test_messages_of_all_roles_reach_the_engine() -> None:
         ({"stop": ["x"] * 33}, "stop"),
         ({"stream": "yes"}, "stream"),
         ({"stream_options": {"include_usage": 1}}, "stream_options.include_usage"),
-        ({"logprobs": True}, "logprobs"),
-        ({"top_logprobs": 5}, "top_logprobs"),
-        ({"logit_bias": {"1": 5}}, "logit_bias"),
-        ({"response_format": {"type": "json_object"}}, "response_format"),
-        ({"tools": [{"type": "function"}]}, "tools"),
-        ({"functions": [{"name": "f"}]}, "functions"),
+        ({"stream_options": {"include_usage": True}}, "stream_options"),
     ],
 )
-def test_a_wrong_field_is_named(fields: dict[str, Any], param: str) -> None:
-    response = Service().chat(**fields)
+def test_a_wrong_field_is_named(shared: Service, fields: dict[str, Any], param: str) -> None:
+    response = shared.chat(**fields)
     assert response.status_code == 400
     error = error_of(response)
     assert (error["type"], error["param"]) == ("invalid_request_error", param)
@@ -379,7 +323,8 @@ def test_a_failure_inside_a_stream_is_its_last_event() -> None:
     engine.fails_late = True
     response = Service(engine=engine).chat(stream=True)
     assert response.status_code == 200
-    *_, last, nothing = response.text.split("\n\n")
+    *_, said, last, nothing = response.text.split("\n\n")
+    assert '"content":" two"' in said
     error = json.loads(last.removeprefix("data: "))["error"]
     assert (error["type"], nothing) == ("server_error", "")
 
@@ -409,7 +354,8 @@ def test_the_log_names_a_request_and_not_its_words(caplog: pytest.LogCaptureFixt
         )
         service.get("/health")
     (line,) = [record.getMessage() for record in caplog.records if record.name == "qwen_service"]
-    assert line.startswith("POST /v1/chat/completions 200 id=r1 key=- tokens=2+3 seconds=")
+    assert line.startswith("request=POST path=/v1/chat/completions status=200 id=r1 key=- ")
+    assert "prompt_tokens=2 completion_tokens=3 " in line
     assert "one two" not in caplog.text
 
 
@@ -426,3 +372,22 @@ def test_the_version_names_release_and_model() -> None:
         "torch",
         "transformers",
     }
+
+
+def test_the_document_says_what_needs_a_key_and_which_models_there_are(tmp_path: Path) -> None:
+    path = tmp_path / "keys"
+    path.write_text(f"ann {hashlib.sha256(b'sk-ann').hexdigest()}\n")
+    for settings, security in (
+        (SETTINGS, None),
+        (replace(SETTINGS, keys_file=path), [{"key": []}]),
+    ):
+        document = Service(settings).get("/openapi.json").json()
+        chat = document["paths"]["/v1/chat/completions"]["post"]
+        assert chat.get("security") == security
+        assert "security" not in document["paths"]["/health"]["get"]
+        assert set(chat["responses"]) >= {"200", "400", "401", "404", "429", "503"}
+        assert "422" not in chat["responses"]
+        fields = document["components"]["schemas"]["ChatRequest"]["properties"]
+        assert fields["model"]["enum"] == ["Qwen/tiny", "gpt-3.5-turbo"]
+        (limit,) = (kind["maximum"] for kind in fields["n"]["anyOf"] if "maximum" in kind)
+        assert limit == settings.max_choices

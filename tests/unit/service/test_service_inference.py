@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import gc
 import queue
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 
 import pytest
+from qwen_service.desk import IDLE_TICK_SECONDS
 from qwen_service.engine import (
     Broken,
     Chat,
+    Embedded,
+    Embedding,
     EngineError,
     Event,
     Failed,
@@ -21,13 +26,17 @@ from qwen_service.engine import (
     ModelFacts,
     NotServing,
     Piece,
+    Prompt,
     QueueFull,
     Refused,
     Report,
     Sampling,
     Started,
+    Text,
 )
-from qwen_service.inference import IDLE_TICK_SECONDS, Chosen, InferenceEngine, StepFailed
+from qwen_service.inference import InferenceEngine
+from qwen_service.model import Chosen, ReadPrompt, StepFailed, Vector
+from qwen_service.request import Request
 
 DEADLINE_SECONDS = 10
 END = 0
@@ -40,27 +49,45 @@ class Letters:
     ends = (END,)
 
     def __init__(self) -> None:
+        # What each row has yet to say, known by the whole of what it was given.
         self.rows: dict[str, list[int]] = {}
         self.new: list[str] = []
         self.gate = threading.Event()
         self.gate.set()
         self.is_stuck = False
         self.failures = 0
+        # Rows that may begin, and that may go on.
+        self.admits = self.keeps = 2
+        self.added: list[str] = []
 
-    def encode(self, prompt: Chat) -> list[int]:
+    def encode(self, prompt: Prompt) -> ReadPrompt:
+        assert isinstance(prompt, Chat)
         if not prompt.messages:
             raise Refused("no messages", param="messages")
-        return [ord(letter) for letter in prompt.messages[-1]["content"]]
+        return ReadPrompt([ord(letter) for letter in prompt.messages[-1]["content"]])
 
-    def decode(self, tokens: Sequence[int]) -> str:
+    def encode_input(self, prompt: Prompt) -> ReadPrompt:
+        assert isinstance(prompt, Text)
+        return ReadPrompt([ord(letter) for letter in prompt.text])
+
+    def sampler(self, sampling: Sampling, prompt: ReadPrompt) -> list[int]:
+        return list(prompt.tokens)
+
+    def decode(self, tokens: Sequence[int], *, with_control: bool = False) -> str:
         return "".join(chr(token) for token in tokens if token != END)
 
-    def has_room(self) -> bool:
-        return len(self.rows) < 2
+    def has_room(self, length: int) -> bool:
+        return len(self.rows) < self.admits
 
-    def add(self, key: str, prompt: Sequence[int], sampling: Sampling) -> None:
-        self.rows[key] = [*prompt, END]
+    def fits(self) -> bool:
+        return len(self.rows) <= self.keeps
+
+    def add(self, key: str, tokens: Sequence[int], sampler: list[int]) -> None:
+        assert list(tokens[: len(sampler)]) == sampler
+        said = len(tokens) - len(sampler)
+        self.rows[key] = [*sampler, END][said:]
         self.new.append(key)
+        self.added.append(key)
 
     def remove(self, key: str) -> None:
         self.rows.pop(key, None)
@@ -72,11 +99,14 @@ class Letters:
             self.gate.wait(DEADLINE_SECONDS)
         return [Chosen(key, self.next(key)) for key in running]
 
+    def extend_alone(self) -> list[Chosen]:
+        return []
+
     def next(self, key: str) -> int | None:
         token = self.rows[key].pop(0)
         return None if token == ord("?") else token
 
-    def prefill(self) -> list[Chosen]:
+    def prefill(self) -> Sequence[Chosen | Vector]:
         if self.new and self.failures:
             self.failures -= 1
             lost, self.new = self.new, []
@@ -84,8 +114,28 @@ class Letters:
         begun, self.new = self.new, []
         return [Chosen(key, self.next(key)) for key in begun if key in self.rows]
 
+    def kv_tokens(self) -> int:
+        return sum(map(len, self.rows.values()))
+
     def memory_bytes(self) -> int | None:
         return None
+
+
+class Sums(Letters):
+    """A model of embeddings: the vector of a text is the sum of its letters."""
+
+    facts = ModelFacts(device="cpu", dtype="float32", context_tokens=100, kind="embedding")
+
+    def add(self, key: str, tokens: Sequence[int], sampler: object) -> None:
+        self.rows[key] = list(tokens)
+        self.new.append(key)
+
+    def extend(self) -> list[Chosen]:
+        return []
+
+    def prefill(self) -> list[Vector]:
+        begun, self.new = self.new, []
+        return [Vector(key, (float(sum(self.rows[key])),)) for key in begun if key in self.rows]
 
 
 class Listener:
@@ -285,3 +335,123 @@ def test_a_model_that_cannot_be_loaded_is_reported_with_its_cause() -> None:
     assert reports.get(timeout=DEADLINE_SECONDS) == Broken(
         "cannot load the model from /m: config.json is missing"
     )
+
+
+def both_ask(engine: InferenceEngine, model: Letters) -> tuple[Listener, Listener]:
+    """The first is answered already when the second comes; both have a row in the next turn."""
+    model.gate.clear()
+    old = ask(engine, "o" * 30, "old")
+    eventually(lambda: model.is_stuck)
+    young = ask(engine, "y" * 20, "young")
+    assert young.next() == Started(20)
+    eventually(lambda: engine.stats().waiting == 1)
+    return old, young
+
+
+def test_the_youngest_gives_way_and_goes_on_where_it_was() -> None:
+    model = Letters()
+    with running(model) as (engine, _):
+        old, young = both_ask(engine, model)
+        later = ask(engine, "later")
+        model.keeps = 1
+        model.gate.set()
+        assert old.answer() == ("o" * 30, Finished("stop", 31))
+        assert young.answer() == ("y" * 20, Finished("stop", 21))
+        assert later.answer()[0] == "later"
+    assert model.added.count("old") == 1
+    assert model.added.count("young") > 1
+    # The one that gave way comes before whoever came after it.
+    assert model.added[-1] == "later"
+
+
+def test_a_request_that_gave_way_can_be_cancelled() -> None:
+    model = Letters()
+
+    def fits() -> bool:
+        if len(model.rows) < 2:
+            return True
+        model.admits = 1
+        model.gate.clear()
+        return False
+
+    with running(model) as (engine, _):
+        old, _ = both_ask(engine, model)
+        model.fits = fits  # type: ignore[method-assign]
+        model.gate.set()
+        eventually(lambda: model.admits == 1 and model.is_stuck)
+        assert (engine.stats().running, engine.stats().waiting) == (1, 1)
+        engine.cancel("young")
+        assert (engine.stats().running, engine.stats().waiting) == (1, 0)
+        model.gate.set()
+        assert old.answer()[0] == "o" * 30
+    assert model.added == ["old", "young"]
+
+
+def test_what_the_memory_can_never_hold_is_refused_and_says_so() -> None:
+    model = Letters()
+    model.facts = replace(Letters.facts, kv_tokens=40)
+    with running(model) as (engine, _):
+        failed = ask(engine, "x" * 30, max_tokens=11).answer()[1]
+        assert isinstance(failed, Failed)
+        assert isinstance(failed.error, Refused)
+        assert failed.error.code == "context_length_exceeded"
+        assert "memory for keys and values has room for 40" in str(failed.error)
+        assert ask(engine, "x" * 30).answer()[1] == Finished("length", 10)
+
+
+def test_texts_are_embedded() -> None:
+    with running(Sums()) as (engine, _):
+        listener = Listener()
+        engine.submit(Embedding("one", Text("ab")), listener.events.put)
+        assert listener.next() == Started(2)
+        assert listener.next() == Embedded((195.0,))
+        eventually(lambda: engine.stats().running == 0)
+
+
+@pytest.mark.parametrize(
+    ("model", "wish", "code"),
+    [
+        (Letters, Embedding("e", Text("a")), "not_an_embedding_model"),
+        (Sums, Generation("g", Chat(())), "not_a_chat_model"),
+        (Sums, Embedding("e", Text("a" * 101)), "context_length_exceeded"),
+    ],
+)
+def test_a_model_does_only_what_it_is_for(
+    model: type[Letters], wish: Generation | Embedding, code: str
+) -> None:
+    with running(model()) as (engine, _):
+        listener = Listener()
+        engine.submit(wish, listener.events.put)
+        failed = listener.next()
+        assert isinstance(failed, Failed)
+        assert isinstance(failed.error, Refused)
+        assert failed.error.code == code
+
+
+def test_a_thousand_requests_that_come_and_leave_leave_nothing_behind() -> None:
+    model = Letters()
+    with running(model, max_queue=2000) as (engine, _):
+        model.gate.clear()
+        for index in range(1000):
+            ask(engine, "gone", f"gone-{index}")
+            engine.cancel(f"gone-{index}")
+        model.gate.set()
+        assert ask(engine, "here").answer()[0] == "here"
+        eventually(lambda: engine.stats().running + engine.stats().waiting == 0)
+        assert not model.rows
+        eventually(lambda: requests_alive() == 0)
+
+
+def requests_alive() -> int:
+    gc.collect()
+    return sum(type(it) is Request for it in gc.get_objects())
+
+
+def test_tokens_are_told_and_read_outside_of_any_request() -> None:
+    with running(Letters()) as (engine, _):
+        prompt = Chat(({"role": "user", "content": "ab"},))
+        assert list(engine.encode(prompt)) == [97, 98]
+        assert engine.decode([97, 98]) == "ab"
+    unloaded = InferenceEngine(lambda report: Letters(), max_batch=1, max_queue=1)
+    with pytest.raises(NotServing):
+        unloaded.decode([97])

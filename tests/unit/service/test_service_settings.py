@@ -14,7 +14,7 @@ def test_the_least_environment_has_sensible_defaults() -> None:
     settings = load(LEAST)
     assert settings.model_names == ("tiny",)
     assert settings.listen == ("127.0.0.1", 8000)
-    assert (settings.max_batch, settings.max_queue, settings.drain_seconds) == (16, 128, 30)
+    assert (settings.max_batch, settings.max_queue, settings.drain_seconds) == (32, 128, 30)
     assert (settings.device, settings.dtype, settings.keys_file) == ("auto", "auto", None)
 
 
@@ -38,11 +38,21 @@ def test_every_variable_is_read() -> None:
             "QWEN_DRAIN_SECONDS": "5",
             "QWEN_THREADS": "2",
             "QWEN_LISTEN": "[::1]:80",
+            "QWEN_METRICS": "key",
+            "QWEN_LOG_PROMPTS": "on",
+            "QWEN_BASIC_AUTH": "on",
+            "QWEN_CORS_ORIGINS": "https://a.example,*",
+            "QWEN_HEAD_SECONDS": "1",
+            "QWEN_BODY_SECONDS": "2",
+            "QWEN_MAX_CONNECTIONS": "3",
         }
     )
     assert settings.model_names == ("Qwen/Qwen2.5-7B-Instruct", "gpt-3.5-turbo", "qwen")
     assert settings.keys_file == Path("/etc/keys")
     assert settings.listen == ("::1", 80)
+    assert (settings.metrics, settings.log_prompts, settings.basic_auth) == ("key", True, True)
+    assert settings.cors_origins == ("https://a.example", "*")
+    assert (settings.head_seconds, settings.body_seconds, settings.max_connections) == (1, 2, 3)
     assert (settings.max_context, settings.max_tokens_default, settings.threads) == (2048, 512, 2)
 
 
@@ -62,6 +72,10 @@ def test_an_empty_variable_counts_as_not_set() -> None:
         ("QWEN_DTYPE", "int4", "QWEN_DTYPE should be one of"),
         ("QWEN_MAX_BATCH", "0", "QWEN_MAX_BATCH should be a whole number from 1 up, not '0'"),
         ("QWEN_MAX_QUEUE", "-1", "QWEN_MAX_QUEUE should be a whole number from 0 up"),
+        ("QWEN_KV_MEMORY", "1.5", "QWEN_KV_MEMORY should be a share as 0.5 or bytes as 8GiB"),
+        ("QWEN_KV_MEMORY", "8 GiB", "QWEN_KV_MEMORY should be a share as 0.5 or bytes as 8GiB"),
+        ("QWEN_METRICS", "on", "QWEN_METRICS should be one of open, key, off, not 'on'"),
+        ("QWEN_LOG_PROMPTS", "yes", "QWEN_LOG_PROMPTS should be one of on, off, not 'yes'"),
         ("QWEN_LISTEN", "8000", "QWEN_LISTEN should be ADDRESS:PORT, not '8000'"),
         ("QWEN_LISTEN", "a:99999", "QWEN_LISTEN should be ADDRESS:PORT"),
     ],
@@ -70,3 +84,12 @@ def test_a_wrong_value_names_its_variable(name: str, value: str, complaint: str)
     with pytest.raises(SettingsError) as caught:
         load({**LEAST, name: value})
     assert str(caught.value).startswith(complaint)
+
+
+@pytest.mark.parametrize(
+    ("value", "wanted"),
+    [("", None), ("0.5", 0.5), (".25", 0.25), ("4096", 4096), ("8GiB", 2**33), ("8GB", 8 * 10**9)],
+)
+def test_memory_is_a_share_or_a_number_of_bytes(value: str, wanted: float | int | None) -> None:
+    got = load({**LEAST, "QWEN_KV_MEMORY": value}).kv_memory
+    assert (got, type(got)) == (wanted, type(wanted))

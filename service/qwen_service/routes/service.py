@@ -1,0 +1,114 @@
+"""What every route needs: the service's settings, engine and state, and the answers they share.
+
+Knows no route.
+"""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from fastapi import Request
+from qwen_service.engine import Embedding, Engine, Finished, Generation, ModelFacts, Piece
+from qwen_service.errors import ApiError
+from qwen_service.readiness import Readiness
+from qwen_service.reply import Reply
+from qwen_service.settings import Settings
+from qwen_service.streams import Chunks, EventStream, unless_client_leaves
+from qwen_service.wire.head import Head, Usage
+from starlette.responses import JSONResponse, Response
+
+# One event of a stream; its data is JSON, but for the last of some streams.
+EVENT = {
+    "type": "object",
+    "properties": {"event": {"type": "string"}, "data": {"type": "string"}},
+    "required": ["data"],
+}
+EVENTS = {"text/event-stream": {"schema": EVENT}}
+NOT_SUCH = {"chat": "not_a_chat_model", "embedding": "not_an_embedding_model"}
+
+
+class Choice(Protocol):
+    def add(self, arrival: Piece | Finished) -> object: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    settings: Settings
+    engine: Engine
+    readiness: Readiness
+
+    @property
+    def facts(self) -> ModelFacts:
+        facts = self.readiness.facts
+        if facts is None:
+            raise ApiError(503, "the model is not loaded", code="not_ready", retry_after_seconds=5)
+        return facts
+
+    def require_model(self, name: str) -> None:
+        if name not in self.settings.model_names:
+            known = ", ".join(self.settings.model_names)
+            reason = f"The model `{name}` does not exist; this service has {known}"
+            raise ApiError(404, reason, param="model", code="model_not_found")
+
+    def require(self, name: str, kind: str) -> None:
+        """The model by this name, and it is one of those that can do this."""
+        self.require_model(name)
+        if self.facts.kind != kind:
+            reason = f"The model `{name}` is for {self.facts.kind} and not for {kind}"
+            raise ApiError(400, reason, param="model", code=NOT_SUCH[kind])
+
+    def head(self, prefix: str, model: str) -> Head:
+        identity = f"{prefix}-{uuid.uuid4().hex}"
+        return Head(identity, int(time.time()), model, self.settings.release)
+
+    def reply(
+        self, request: Request, asked: Sequence[Generation | Embedding], choices: int = 1
+    ) -> Reply:
+        meter = getattr(request.state, "meter", None)
+        return Reply(self.engine, asked, meter, choices=choices)
+
+    async def whole(
+        self,
+        request: Request,
+        reply: Reply,
+        choices: Callable[[], Sequence[Choice]],
+        render: Callable[[Sequence[Any], Usage], Mapping[str, Any]],
+        headers: Mapping[str, str],
+    ) -> Response:
+        """The answer when all of it is there."""
+
+        async def collect() -> Sequence[Choice]:
+            await reply.started()
+            growing = choices()
+            async for arrivals in reply.arrivals():
+                for index, arrival in arrivals:
+                    if isinstance(arrival, Piece | Finished):
+                        growing[index].add(arrival)
+            return growing
+
+        try:
+            grown = await unless_client_leaves(request, collect())
+        finally:
+            reply.close()
+        usage = Usage(reply.prompt_tokens, reply.completion_tokens)
+        return JSONResponse(render(grown, usage), headers=dict(headers))
+
+    async def stream(
+        self,
+        request: Request,
+        reply: Reply,
+        chunks: Callable[[], Chunks],
+        headers: Mapping[str, str],
+    ) -> Response:
+        """The answer as it comes, once the prompt was accepted."""
+        try:
+            await unless_client_leaves(request, reply.started())
+            seconds = self.settings.keep_alive_seconds
+            return EventStream(reply, chunks(), keep_alive_seconds=seconds, headers=headers)
+        except BaseException:
+            reply.close()
+            raise
