@@ -1,4 +1,4 @@
-"""API keys: make them, and the lines of the host's keys file. Knows no hosts.
+"""API keys: make and name them, and the lines of the host's keys file. Knows no hosts.
 
 A host stores SHA-256 hashes, which suffice because keys are long and random. The one key that
 lies on a host in clear is `operator`, readable by root alone, with which the controller asks for
@@ -8,6 +8,7 @@ proof; whoever can read it could as well write another.
 from __future__ import annotations
 
 import hashlib
+import re
 import secrets
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,9 @@ from qwen_deploy.errors import UsageError
 OPERATOR = "operator"
 DEFAULT = "default"
 MINIMUM_LENGTH = 16
-Keys = tuple[tuple[str, str], ...]
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+# A line's words: name, hash, and what else is said of the key, like created=2026-11-22T17:00:00Z.
+Keys = tuple[tuple[str, ...], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,8 +33,8 @@ class UserKey:
 
     def is_for(self, keys: Keys) -> bool:
         if self.is_made and not self.replaces:
-            return not {name for name, _ in keys} - {OPERATOR}
-        return hashed(self.key) not in {digest for _, digest in keys}
+            return not names(keys) - {OPERATOR}
+        return hashed(self.key) not in {digest for _, digest, *_ in keys}
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +50,7 @@ def complete(keys: Keys, user: UserKey, *, has_operator_key: bool) -> KeyFiles |
     """What a host with these keys lacks, or None where it lacks nothing."""
     operator_key = None
     adds_user_key = user.is_for(keys)
-    if not has_operator_key or OPERATOR not in dict(keys):
+    if not has_operator_key or OPERATOR not in names(keys):
         operator_key = new_key()
         keys = with_key(keys, OPERATOR, operator_key)
     if adds_user_key:
@@ -65,12 +68,26 @@ def hashed(key: str) -> str:
     return hashlib.sha256(key.encode()).hexdigest()
 
 
+def names(keys: Keys) -> set[str]:
+    return {name for name, *_ in keys}
+
+
 def with_key(keys: Keys, name: str, key: str) -> Keys:
-    return (*((other, digest) for other, digest in keys if other != name), (name, hashed(key)))
+    return (*(line for line in keys if line[0] != name), (name, hashed(key)))
 
 
 def render(keys: Keys) -> bytes:
-    return "".join(f"{name} {digest}\n" for name, digest in keys).encode()
+    return "".join(" ".join(line) + "\n" for line in keys).encode()
+
+
+def check_name(name: str) -> str:
+    if not NAME.fullmatch(name):
+        raise UsageError(
+            f"`{name}` cannot name a key: should be letters, digits, `.`, `_` and `-`, 64 at most"
+        )
+    if name == OPERATOR:
+        raise UsageError(f"`{OPERATOR}` is the key with which qwen-deploy itself asks the hosts")
+    return name
 
 
 def load(path: Path) -> str:

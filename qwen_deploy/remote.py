@@ -102,6 +102,10 @@ class Session:
     def user(self) -> str:
         return str(self._connection.user)
 
+    @property
+    def is_open(self) -> bool:
+        return bool(self._connection.is_connected)
+
     def close(self) -> None:
         for hop in _hops(self._connection):
             hop.close()

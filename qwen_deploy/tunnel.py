@@ -34,7 +34,7 @@ def _start(target: Callable[..., None], *arguments: Any) -> threading.Thread:
 
 
 def _reach(channel: Any, local_port: int) -> None:
-    with channel, contextlib.suppress(OSError):
+    with contextlib.suppress(OSError, EOFError), channel:
         join(channel, socket.create_connection(("127.0.0.1", local_port)))
 
 
@@ -46,7 +46,8 @@ def _accept(server: socket.socket, open_channel: Callable[[Any], Any]) -> None:
 
 
 def _open(client: socket.socket, open_channel: Callable[[Any], Any], origin: Any) -> None:
-    with client:
+    # A session that ends takes its channels along.
+    with contextlib.suppress(OSError, EOFError), client:
         channel = open_channel(origin)
         if channel is not None:
             join(channel, client)

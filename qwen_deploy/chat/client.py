@@ -22,6 +22,12 @@ ASK_AGAIN = "`:retry` asks again"
 class AnswerFailed(QwenDeployError):
     """The service gave no answer, or not all of it. The hint names commands of the chat."""
 
+    def __init__(
+        self, message: str, *, hint: str | None = None, retry_after: int | None = None
+    ) -> None:
+        super().__init__(message, hint=hint)
+        self.retry_after = retry_after
+
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
@@ -48,11 +54,13 @@ class Endpoint:
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """What one event of the stream brings; most bring only text."""
+    """What one event of the stream brings; most bring only text, or thoughts before it."""
 
     text: str = ""
     finish_reason: str | None = None
     tokens: int | None = None
+    prompt_tokens: int | None = None
+    reasoning: str = ""
 
 
 class Service:
@@ -135,13 +143,25 @@ def _piece(event: str) -> Piece:
         if chunk.get("error"):
             raise AnswerFailed(f"the answer broke off: {_message(chunk)}", hint=ASK_AGAIN)
         choice = (chunk.get("choices") or [{}])[0]
-        text = (choice.get("delta") or {}).get("content") or ""
-        tokens = (chunk.get("usage") or {}).get("completion_tokens")
-        reason = choice.get("finish_reason")
-        return Piece(_well_formed(text), reason, None if tokens is None else int(tokens))
+        delta = choice.get("delta") or {}
+        usage = chunk.get("usage") or {}
+        # Servers have not agreed on the name of what a model thinks.
+        reasoning = delta.get("reasoning_content") or delta.get("reasoning") or ""
+        return Piece(
+            _well_formed(delta.get("content") or ""),
+            choice.get("finish_reason"),
+            _count(usage, "completion_tokens"),
+            _count(usage, "prompt_tokens"),
+            _well_formed(reasoning),
+        )
     except (ValueError, TypeError, AttributeError, LookupError) as exc:
         shown = _line(event[:LONGEST_MESSAGE])
         raise AnswerFailed(f"the service sent what is no part of an answer: {shown}") from exc
+
+
+def _count(usage: Mapping[str, object], name: str) -> int | None:
+    count = usage.get(name)
+    return None if count is None else int(str(count))
 
 
 def _refused(response: httpx.Response, endpoint: Endpoint) -> AnswerFailed:
@@ -156,23 +176,22 @@ def _refused(response: httpx.Response, endpoint: Endpoint) -> AnswerFailed:
                 f"the service has no `{endpoint.model}` at `{endpoint.url}`: {said}"
             )
         case 429:
-            return AnswerFailed(_prefixed("the service is busy: ", said), hint=_later(response))
+            return _not_now(response, "the service is busy: ")
         case 503:
-            return AnswerFailed(
-                _prefixed("the service is not ready: ", said), hint=_later(response)
-            )
+            return _not_now(response, "the service is not ready: ")
         case status:
             return AnswerFailed(f"the service answered {status}: {said}", hint=ASK_AGAIN)
 
 
-def _prefixed(prefix: str, said: str) -> str:
-    """Our own service begins with the same words; what stands before another may not."""
-    return f"{prefix}{said.removeprefix(prefix)}"
-
-
-def _later(response: httpx.Response) -> str:
+def _not_now(response: httpx.Response, prefix: str) -> AnswerFailed:
+    # Our own service begins with the same words; what stands before another may not.
+    message = f"{prefix}{_body_message(response.text).removeprefix(prefix)}"
     seconds = response.headers.get("Retry-After", "")
-    return f"{ASK_AGAIN}; wait {seconds} s before it" if seconds.isdigit() else ASK_AGAIN
+    if not (seconds.isascii() and seconds.isdecimal()):
+        return AnswerFailed(message, hint=ASK_AGAIN)
+    return AnswerFailed(
+        message, hint=f"{ASK_AGAIN}; wait {seconds} s before it", retry_after=int(seconds)
+    )
 
 
 def _remedy(response: httpx.Response) -> str | None:

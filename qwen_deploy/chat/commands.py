@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from enum import Enum, auto
 
-from qwen_deploy.chat import settings
+from qwen_deploy.chat import settings, words
 from qwen_deploy.chat.session import Session
 from qwen_deploy.errors import UsageError
 
@@ -23,6 +23,8 @@ class Then(Enum):
     ASK_AGAIN = auto()
     SHOW_HISTORY = auto()
     CLEAR_SCREEN = auto()
+    SAVE = auto()
+    LOAD = auto()
     LEAVE = auto()
 
 
@@ -32,6 +34,7 @@ class Outcome:
     says: str = ""
     then: Then = Then.PROMPT
     question: str = ""
+    path: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,24 +75,17 @@ def completions(text: str) -> tuple[str, ...]:
     return tuple(f"{head} {key}=" for key in settings.SETTINGS if key.startswith(word))
 
 
-def help_text() -> str:
+def help_text(language: words.Language) -> str:
     rows = [
-        (" ".join((*(f":{name}" for name in command.names), command.takes)).strip(), command)
+        (
+            " ".join((*(f":{name}" for name in command.names), command.takes)).strip(),
+            command.chinese if language == "zh" else command.english,
+        )
         for command in COMMANDS
     ]
-    rows_width = max(len(usage) for usage, _ in rows)
-    lines = [f"{usage:<{rows_width}}  {row.english} / {row.chinese}" for usage, row in rows]
-    lines.append(f"{'::TEXT':<{rows_width}}  Ask `:TEXT` itself / 发送以冒号开头的文字")
-    return "\n".join(lines)
-
-
-def welcome(model: str) -> str:
-    return (
-        f"Chat with {model}; use is governed by the license of the model.\n"
-        ":help lists the commands, Ctrl-C stops an answer, Ctrl-D leaves.\n"
-        f"与 {model} 对话，使用须遵守模型许可协议。\n"
-        ":help 查看命令，Ctrl-C 停止回答，Ctrl-D 退出。"
-    )
+    rows += words.NOTES[language]
+    width = max(len(usage) for usage, _ in rows)
+    return "\n".join(f"{usage:<{width}}  {says}" for usage, says in rows)
 
 
 def _nearest(name: str) -> str:
@@ -100,8 +96,11 @@ def _nearest(name: str) -> str:
     return f"{known}; `::{name}` sends the text `:{name}`"
 
 
-def _help(session: Session, _: str) -> Outcome:
-    return Outcome(session, help_text())
+def _help(session: Session, argument: str) -> Outcome:
+    languages = {one: one for one in words.LANGUAGES} | {"": session.language}
+    if argument not in languages:
+        raise UsageError(f"`:help {argument}`: should be {' or '.join(words.LANGUAGES)}")
+    return Outcome(session, help_text(languages[argument]))
 
 
 def _leave(session: Session, _: str) -> Outcome:
@@ -169,12 +168,51 @@ def _system(session: Session, argument: str) -> Outcome:
     return Outcome(replace(session, system=system), f"system prompt: {argument}{note}")
 
 
+def _think(session: Session, argument: str) -> Outcome:
+    if argument:
+        session = replace(session, thinks=_switch("think", argument, allows_default=True))
+    state = {None: "default (as the model does)", True: "on", False: "off"}[session.thinks]
+    return Outcome(session, f"thinking before the answer: {state}")
+
+
+def _markdown(session: Session, argument: str) -> Outcome:
+    if argument:
+        session = replace(session, renders=bool(_switch("markdown", argument)))
+    return Outcome(
+        session, f"Markdown of answers is {'drawn' if session.renders else 'left as is'}"
+    )
+
+
+def _switch(name: str, argument: str, *, allows_default: bool = False) -> bool | None:
+    states: dict[str, bool | None] = {"on": True, "off": False}
+    if allows_default:
+        states[settings.DEFAULT] = None
+    word = argument.casefold()
+    if word not in states:
+        raise UsageError(f"`:{name} {argument}`: should be one of {', '.join(states)}")
+    return states[word]
+
+
+def _save(session: Session, argument: str) -> Outcome:
+    return Outcome(session, then=Then.SAVE, path=_path("save", argument))
+
+
+def _load(session: Session, argument: str) -> Outcome:
+    return Outcome(session, then=Then.LOAD, path=_path("load", argument))
+
+
+def _path(name: str, argument: str) -> str:
+    if not argument or "\0" in argument:
+        raise UsageError(f"`:{name}` needs a file", hint=f":{name} chat.json")
+    return argument
+
+
 def _turns(session: Session) -> str:
     return "1 turn" if len(session.turns) == 1 else f"{len(session.turns)} turns"
 
 
 COMMANDS = (
-    Command(("help", "h"), "", "Show this help", "显示帮助", _help),
+    Command(("help", "h"), "[en|zh]", "Show this help", "显示帮助", _help),
     Command(("exit", "quit", "q"), "", "Leave", "退出", _leave),
     Command(("clear", "cl"), "", "Clear the screen", "清屏", _clear),
     Command(
@@ -185,8 +223,36 @@ COMMANDS = (
         _clear_history,
     ),
     Command(("history", "his"), "", "Show all turns", "显示对话历史", _history),
-    Command(("retry",), "", "Ask the last question again", "重新回答上一个问题", _retry),
+    Command(
+        ("regenerate", "retry"),
+        "",
+        "Ask the last question again",
+        "重新回答上一个问题",
+        _retry,
+    ),
     Command(("undo",), "", "Undo the last change of the history", "撤销上一次历史变更", _undo),
+    Command(
+        ("save",),
+        "FILE",
+        "Write the conversation as JSON, or *.md",
+        "保存对话 (JSON 或 *.md)",
+        _save,
+    ),
+    Command(("load",), "FILE", "Go on with a saved conversation", "载入已保存的对话", _load),
+    Command(
+        ("system",),
+        "[TEXT|default]",
+        "Show or set the system prompt",
+        "查看或设置系统提示",
+        _system,
+    ),
+    Command(
+        ("think",),
+        "[on|off|default]",
+        "Show or switch thinking before the answer",
+        "查看或开关思考过程",
+        _think,
+    ),
     Command(
         ("seed",), "[N|default]", "Show or change the random seed", "查看或修改随机种子", _seed
     ),
@@ -199,11 +265,11 @@ COMMANDS = (
     ),
     Command(("reset-conf",), "", "Reset generation settings", "重置生成参数", _reset_conf),
     Command(
-        ("system",),
-        "[TEXT|default]",
-        "Show or set the system prompt",
-        "查看或设置系统提示",
-        _system,
+        ("markdown",),
+        "[on|off]",
+        "Draw answers as Markdown, or not",
+        "是否渲染 Markdown",
+        _markdown,
     ),
 )
 _BY_NAME = {name: command for command in COMMANDS for name in command.names}

@@ -8,50 +8,52 @@ from __future__ import annotations
 import os
 import time
 from contextlib import closing
+from pathlib import Path
 from typing import TextIO
 
+from qwen_deploy.chat import saved
 from qwen_deploy.chat.answer import Answer, receive
 from qwen_deploy.chat.client import Endpoint, Service
-from qwen_deploy.chat.commands import Outcome, Then, completions, obey, welcome
+from qwen_deploy.chat.commands import Outcome, Then, completions, obey
 from qwen_deploy.chat.reader import PlainReader, Reader, TerminalReader
-from qwen_deploy.chat.screen import Screen
+from qwen_deploy.chat.screen import Screen, write
 from qwen_deploy.chat.session import Ending, Session, Turn, history
 from qwen_deploy.chat.settings import is_sendable
+from qwen_deploy.chat.words import welcome
 from qwen_deploy.errors import QwenDeployError, UsageError
 
 INTERRUPTED = 130
 
 
 def run(
-    endpoint: Endpoint, *, stdin: TextIO, stdout: TextIO, stderr: TextIO, seed: int | None = None
+    endpoint: Endpoint,
+    session: Session,
+    *,
+    stdin: TextIO,
+    stdout: TextIO,
+    stderr: TextIO,
+    history: Path | None = None,
 ) -> int:
-    """0; for input that is no terminal, 1 if any line failed and 130 after Ctrl-C."""
+    """0; for input that is no terminal, 1 if any line failed and 130 after Ctrl-C.
+
+    `history` is where the lines of a terminal are kept for the next time.
+    """
     is_interactive = stdin.isatty() and (stdout.isatty() or stderr.isatty())
     screen = Screen(stdout, stderr, is_interactive=is_interactive, environ=os.environ)
     reader: Reader = PlainReader(stdin)
     if is_interactive:
-        reader = TerminalReader(stdin, screen.story, complete=completions, note=screen.note)
-        screen.note(welcome(endpoint.model))
+        reader = _reader(stdin, screen, history)
+        screen.note(welcome(endpoint.model, session.language))
     with closing(Service(endpoint)) as service:
-        return _Loop(service, reader, screen, Session(seed=seed)).run()
+        return _Loop(service, reader, screen, session).run()
 
 
-def once(
-    endpoint: Endpoint, prompt: str, *, stdout: TextIO, stderr: TextIO, seed: int | None = None
-) -> int:
-    """One answer on stdout; 0, 1 if it failed, 130 if Ctrl-C stopped it."""
-    screen = Screen(stdout, stderr, is_interactive=False, environ=os.environ)
-    if not prompt.strip() or not is_sendable(prompt):
-        screen.note("error: the prompt is empty or not UTF-8")
-        return UsageError.exit_code
-    payload = Session(seed=seed).request(endpoint.model, prompt, again=False)
-    with closing(Service(endpoint)) as service:
-        answer = receive(service, payload, screen.piece, clock=time.monotonic)
-    screen.end_answer()
-    if answer.failure:
-        screen.note(f"error: {answer.failure.message}")
-        return 1
-    return INTERRUPTED if answer.ending is Ending.INTERRUPTED else 0
+def _reader(stdin: TextIO, screen: Screen, history: Path | None) -> Reader:
+    if not screen.can_edit:
+        return PlainReader(stdin, lambda text: write(screen.story, text))
+    return TerminalReader(
+        stdin, screen.story, complete=completions, note=screen.note, history=history
+    )
 
 
 class _Loop:
@@ -101,16 +103,28 @@ class _Loop:
                 self._screen.note(history(self._session, self._screen.columns))
             case Then.CLEAR_SCREEN:
                 self._screen.clear()
-                self._screen.note(welcome(self._service.endpoint.model))
+                self._screen.note(welcome(self._model, self._session.language))
+            case Then.SAVE:
+                self._screen.note(saved.save(self._session, outcome.path, self._model))
+            case Then.LOAD:
+                self._session, said = saved.load(self._session, outcome.path)
+                self._screen.note(said)
         return outcome.then is not Then.LEAVE
 
+    @property
+    def _model(self) -> str:
+        return self._service.endpoint.model
+
     def _ask(self, question: str, *, again: bool) -> None:
-        payload = self._session.request(self._service.endpoint.model, question, again=again)
-        answer = receive(self._service, payload, self._screen.piece, clock=time.monotonic)
-        self._session = self._session.recorded(
-            Turn(question, answer.text, answer.ending), again=again
-        )
-        self._screen.end_answer()
+        payload = self._session.request(self._model, question, again=again)
+        display = self._screen.display(renders=self._session.renders)
+        try:
+            with self._reader.muted():
+                answer = receive(self._service, payload, display.show, clock=time.monotonic)
+            turn = Turn(question, answer.text, answer.ending, answer.reasoning)
+            self._session = self._session.recorded(turn, again=again)
+        finally:
+            display.end()
         self._remark(answer)
         if answer.failure:
             raise answer.failure

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 from qwen_deploy.chat.settings import Value
+from qwen_deploy.chat.words import Language
 
 UNDO_STEPS = 100
 
@@ -26,6 +27,7 @@ class Turn:
     question: str
     answer: str
     ending: Ending = Ending.STOP
+    reasoning: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +35,8 @@ class Session:
     """`past` holds the turns as they were before each change of them, for undo.
 
     The seed is sent with every request. None is set unless one is given: a fixed default would
-    make every retry repeat the same answer, and nobody would know why.
+    make every retry repeat the same answer, and nobody would know why. `renders` and `language`
+    are how things are shown, and go into no request.
     """
 
     turns: tuple[Turn, ...] = ()
@@ -41,6 +44,10 @@ class Session:
     system: str | None = None
     seed: int | None = None
     conf: Mapping[str, Value] = field(default_factory=dict)
+    # None leaves it to the model's own template whether it thinks before it answers.
+    thinks: bool | None = None
+    renders: bool = True
+    language: Language = "en"
 
     def with_turns(self, turns: tuple[Turn, ...]) -> Session:
         return replace(self, turns=turns, past=(*self.past, self.turns)[-UNDO_STEPS:])
@@ -62,7 +69,11 @@ class Session:
             "stream_options": {"include_usage": True},
             **self.conf,
         }
-        return payload if self.seed is None else payload | {"seed": self.seed}
+        if self.seed is not None:
+            payload["seed"] = self.seed
+        if self.thinks is not None:
+            payload["chat_template_kwargs"] = {"enable_thinking": self.thinks}
+        return payload
 
     def _before(self, again: bool) -> tuple[Turn, ...]:
         return self.turns[:-1] if again else self.turns

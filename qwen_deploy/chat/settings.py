@@ -76,10 +76,7 @@ def changed(conf: Mapping[str, Value], text: str) -> Mapping[str, Value]:
     """`conf` with every assignment of `text`, or an error and none of them."""
     result = dict(conf)
     for key, raw in _assignments(text):
-        setting = SETTINGS.get(key)
-        if setting is None:
-            known = ", ".join(SETTINGS)
-            raise UsageError(f"`{key}` is not a generation setting", hint=f"known are {known}")
+        setting = _setting(key)
         if raw == _Bare(DEFAULT):
             result.pop(key, None)
             continue
@@ -91,6 +88,23 @@ def changed(conf: Mapping[str, Value], text: str) -> Mapping[str, Value]:
     return result
 
 
+def value_of(key: str, value: object) -> Value:
+    """A value that is no text of a person, as of a file or of an option, checked like theirs."""
+    setting = _setting(key)
+    try:
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        return setting.parse(str(value) if is_number else value)
+    except ValueError:
+        raise UsageError(f"`{key}={_shown(value)}`: should be {setting.should_be}") from None
+
+
+def _setting(key: str) -> Setting | StopWords:
+    if key not in SETTINGS:
+        known = ", ".join(SETTINGS)
+        raise UsageError(f"`{key}` is not a generation setting", hint=f"known are {known}")
+    return SETTINGS[key]
+
+
 def table(conf: Mapping[str, Value]) -> str:
     width = max(map(len, SETTINGS))
     return "\n".join(f"{key:<{width}}  {_value_shown(conf.get(key))}" for key in SETTINGS)
@@ -98,9 +112,19 @@ def table(conf: Mapping[str, Value]) -> str:
 
 def parse_seed(text: str) -> int:
     try:
-        return SEEDS[SEEDS.index(int(text))]
+        return seed_of(int(text))
     except ValueError:
-        raise UsageError(f"`{text}` is not a seed: should be a whole number of 64 bits") from None
+        raise _no_seed(text) from None
+
+
+def seed_of(value: object) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or value not in SEEDS:
+        raise _no_seed(value)
+    return value
+
+
+def _no_seed(value: object) -> UsageError:
+    return UsageError(f"`{value}` is not a seed: should be a whole number of 64 bits")
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import typer
 
-from qwen_deploy.cli import bundle, change, interact, observe, weights
+from qwen_deploy.cli import bench, bundle, change, interact, keys, observe, weights
 from qwen_deploy.cli.output import Output
 from qwen_deploy.errors import QwenDeployError, UsageError
 
@@ -22,7 +22,7 @@ app = typer.Typer(
     rich_markup_mode=None,  # rich would double the time that --help takes
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
-for module in (change, observe, interact, weights, bundle):
+for module in (change, observe, interact, bench, keys, weights, bundle):
     module.register(app)
 
 

@@ -77,6 +77,13 @@ class Output:
         if is_over:
             self._clear_now()
 
+    def now(self, text: str | None) -> None:
+        """The live line of a command that works on no host; None ends it."""
+        if self.mode is Mode.HUMAN:
+            self._show_now("", text, ends=text is None)
+        if text is None:
+            self._clear_now()
+
     def table(self, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         """The answer as aligned columns; JSON callers print values instead."""
         self._clear_now()

@@ -6,14 +6,14 @@ import json
 import sys
 from pathlib import Path
 
-from tests.bench import fanout, up, weights
+from tests.bench import fanout, looks, service, sse, up, weights
 
 OUTPUT = Path("build/bench/figures.json")
 
 
 def main() -> int:
     figures: dict[str, float] = {}
-    for benchmark in (up, weights, fanout):
+    for benchmark in (up, weights, fanout, looks, sse, service):
         for name, value in benchmark.measure():
             figures[name] = round(value, 3)
             print(f"{name:<32} {value:10.3f}", flush=True)

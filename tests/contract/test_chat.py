@@ -5,131 +5,40 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import signal
+import stat
 import subprocess
 import sys
-import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 import pexpect
 import pytest
 
 from qwen_deploy.chat.client import Endpoint
-from qwen_deploy.chat.repl import once, run
+from qwen_deploy.chat.once import once
+from qwen_deploy.chat.repl import run
+from qwen_deploy.chat.session import Session
+from tests.chat_server import HELLO, KEY, MODEL, ChatServer, running_chat_server
 
 pytestmark = pytest.mark.contract
 
-MODEL = "Qwen/Qwen-Tiny"
-HELLO = ("你好！", "我是\u2028通义", "千问。")
-KEY = "sk-secret"
 PROGRAM = (
-    "import sys; from qwen_deploy.chat.client import Endpoint;"
-    "from qwen_deploy.chat.repl import run;"
-    f"sys.exit(run(Endpoint(sys.argv[1], {MODEL!r}, {KEY!r}),"
-    " stdin=sys.stdin, stdout=sys.stdout, stderr=sys.stderr))"
+    "import sys, pathlib; from qwen_deploy.chat.client import Endpoint;"
+    "from qwen_deploy.chat.repl import run; from qwen_deploy.chat.session import Session;"
+    f"sys.exit(run(Endpoint(sys.argv[1], {MODEL!r}, {KEY!r}), Session(),"
+    " stdin=sys.stdin, stdout=sys.stdout, stderr=sys.stderr,"
+    " history=pathlib.Path(sys.argv[2]) if sys.argv[2:] else None))"
 )
-REFUSALS: dict[str, tuple[int, dict[str, str], object]] = {
-    "400": (400, {}, {"error": {"message": "top_k is not for you", "param": "top_k"}}),
-    "long": (400, {}, {"error": {"message": "too long", "code": "context_length_exceeded"}}),
-    "401": (401, {}, {"error": {"message": "unknown key", "type": "invalid_request_error"}}),
-    "404": (404, {}, {"error": {"message": "no such model"}}),
-    "429": (429, {"Retry-After": "3"}, {"error": {"message": "queue is full"}}),
-    "500": (500, {}, "<h1>\nOops\n</h1>"),
-    "503": (503, {"Retry-After": "7"}, {"error": {"message": "loading weights"}}),
-    "ours": (503, {}, {"error": {"message": "the service is not ready: stopping"}}),
-}
-
-
-def chunk(text: str = "", reason: str | None = None) -> dict[str, object]:
-    return {"choices": [{"index": 0, "delta": {"content": text}, "finish_reason": reason}]}
-
-
-class Handler(BaseHTTPRequestHandler):
-    server: FakeServer
-    protocol_version = "HTTP/1.1"
-
-    def log_message(self, format: str, *args: object) -> None:
-        pass
-
-    def do_POST(self) -> None:
-        request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        self.server.requests.append(request)
-        self.server.keys.append(self.headers.get("Authorization"))
-        question = request["messages"][-1]["content"]
-        if question in REFUSALS:
-            return self._refuse(*REFUSALS[question])
-        self.send_response(200)
-        self.send_header("Content-Type", "text/event-stream")
-        self.send_header("Connection", "close")
-        if question == "reset":
-            self.send_header("Content-Length", "1000000")
-        self.end_headers()
-        self._answer(question)
-
-    def _refuse(self, status: int, headers: dict[str, str], body: object) -> None:
-        content = (body if isinstance(body, str) else json.dumps(body)).encode()
-        self.send_response(status)
-        for name, value in {**headers, "Content-Length": str(len(content))}.items():
-            self.send_header(name, value)
-        self.end_headers()
-        self.wfile.write(content)
-
-    def _answer(self, question: str) -> None:
-        match question:
-            case "silent":
-                self._wait_until_left()
-            case "slow":
-                self._send(chunk("一二三"))
-                self._wait_until_left()
-            case "cut" | "reset":
-                self._send(chunk("half"))
-            case "event":
-                self._send(chunk("half"), {"error": {"message": "out of memory"}})
-            case "limit":
-                self._send(chunk("much"), chunk(reason="length"), "[DONE]")
-            case "nothing":
-                self._send(chunk(reason="stop"), "[DONE]")
-            case "你好":
-                self._send(*map(chunk, HELLO), chunk(reason="stop"))
-                self._send({"choices": [], "usage": {"completion_tokens": 9}}, "[DONE]")
-            case _:
-                self._send(chunk(f"<{question}>"), chunk(reason="stop"), "[DONE]")
-
-    def _send(self, *events: object) -> None:
-        for event in events:
-            data = event if isinstance(event, str) else json.dumps(event, ensure_ascii=False)
-            self.wfile.write(f"data: {data}\n\n".encode())
-
-    def _wait_until_left(self) -> None:
-        self.server.waiting.set()
-        self.connection.recv(1)
-        self.server.left.set()
-
-
-class FakeServer(ThreadingHTTPServer):
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.requests: list[dict[str, Any]] = []
-        self.keys: list[str | None] = []
-        self.waiting = threading.Event()
-        self.left = threading.Event()
-
-    @property
-    def base_url(self) -> str:
-        return f"http://127.0.0.1:{self.server_address[1]}/v1"
 
 
 @pytest.fixture
-def server() -> Iterator[FakeServer]:
-    with FakeServer() as running:
-        thread = threading.Thread(target=running.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
+def server() -> Iterator[ChatServer]:
+    with running_chat_server() as running:
         yield running
-        running.shutdown()
-        thread.join()
 
 
 @dataclass
@@ -139,7 +48,7 @@ class Streams:
 
 
 def converse(
-    server: FakeServer, *lines: str | bytes, seed: int | None = None
+    server: ChatServer, *lines: str | bytes, seed: int | None = None
 ) -> tuple[int, str, str]:
     """Exit code, stdout and stderr for lines that come from no terminal."""
     endpoint = Endpoint(server.base_url, MODEL, KEY)
@@ -147,19 +56,29 @@ def converse(
     streams = Streams()
     code = run(
         endpoint,
+        Session(seed=seed),
         stdin=io.TextIOWrapper(io.BytesIO(raw)),
         stdout=streams.stdout,
         stderr=streams.stderr,
-        seed=seed,
     )
     return code, streams.stdout.getvalue(), streams.stderr.getvalue()
+
+
+def ask_once(endpoint: Endpoint, prompt: str, streams: Streams, **how: Any) -> int:
+    session = Session(**{key: value for key, value in how.items() if key != "as_json"})
+    return once(
+        *(endpoint, prompt, session),
+        stdout=streams.stdout,
+        stderr=streams.stderr,
+        as_json=how.get("as_json", False),
+    )
 
 
 def contents(request: dict[str, Any]) -> list[str]:
     return [message["content"] for message in request["messages"]]
 
 
-def test_piped_lines_are_answered_on_stdout_with_the_history_sent_along(server: FakeServer) -> None:
+def test_piped_lines_are_answered_on_stdout_with_the_history_sent_along(server: ChatServer) -> None:
     assert converse(server, "你好", "and?") == (0, "".join(HELLO) + "\n<and?>\n", "")
     assert [contents(request) for request in server.requests] == [
         ["你好"],
@@ -169,7 +88,7 @@ def test_piped_lines_are_answered_on_stdout_with_the_history_sent_along(server: 
     assert all(request["model"] == MODEL and request["stream"] for request in server.requests)
 
 
-def test_seed_settings_and_system_prompt_are_really_sent(server: FakeServer) -> None:
+def test_seed_settings_and_system_prompt_are_really_sent(server: ChatServer) -> None:
     code, stdout, _ = converse(
         server,
         "a",
@@ -198,20 +117,48 @@ def test_seed_settings_and_system_prompt_are_really_sent(server: FakeServer) -> 
     assert contents(third) == ["c"]
 
 
-def test_the_seed_of_the_start_goes_with_every_question(server: FakeServer) -> None:
+def test_a_line_that_ends_with_a_backslash_goes_on_in_the_next(server: ChatServer) -> None:
+    assert converse(server, "one\\", "two\\", "three", "four\\\\", "last\\")[0] == 0
+    asked = [contents(request)[-1] for request in server.requests]
+    assert asked == ["one\ntwo\nthree", "four\\\\", "last\\"]
+
+
+def test_a_conversation_is_saved_and_gone_on_with_in_another(
+    server: ChatServer, tmp_path: Path
+) -> None:
+    path = tmp_path / "my chat.json"
+    first = (":system S", ":seed 3", ":conf top_k=4", ":think off", "a", "cut")
+    assert f"saved 2 turns in {path}" in converse(server, *first, f":save {path}")[2]
+    code, _, stderr = converse(server, "lost", f":load {path}", "b", ":undo", ":undo", ":undo")
+    assert (code, f"loaded 2 turns from {path}" in stderr) == (0, True)
+    assert stderr.endswith("the history is back to 0 turns\n")
+    last = server.requests[-1]
+    assert contents(last) == ["S", "a", "<a>", "cut", "half", "b"]
+    assert (last["seed"], last["top_k"]) == (3, 4)
+    assert last["chat_template_kwargs"] == {"enable_thinking": False}
+
+
+def test_what_a_model_thinks_stays_out_of_a_pipe_and_out_of_the_next_request(
+    server: ChatServer,
+) -> None:
+    assert converse(server, "hard", "b") == (0, "42\n<b>\n", "")
+    assert contents(server.requests[1]) == ["hard", "42", "b"]
+
+
+def test_the_seed_of_the_start_goes_with_every_question(server: ChatServer) -> None:
     converse(server, "a", "b", ":retry", seed=7)
     assert [request["seed"] for request in server.requests] == [7, 7, 7]
     assert contents(server.requests[2]) == ["a", "<a>", "b"]
 
 
-def test_a_wrong_command_is_not_sent_and_fails_the_script(server: FakeServer) -> None:
+def test_a_wrong_command_is_not_sent_and_fails_the_script(server: ChatServer) -> None:
     code, stdout, stderr = converse(server, ":hlep", "::hlep", "")
     assert (code, stdout) == (1, "<:hlep>\n")
     assert "error: unknown command `:hlep`\nhint: `:help` is the nearest command" in stderr
     assert len(server.requests) == 1
 
 
-def test_bytes_that_are_not_utf8_are_not_sent_and_the_next_line_is_read(server: FakeServer) -> None:
+def test_bytes_that_are_not_utf8_are_not_sent_and_the_next_line_is_read(server: ChatServer) -> None:
     assert converse(server, b"\xff\xfe", "a") == (
         1,
         "<a>\n",
@@ -219,7 +166,7 @@ def test_bytes_that_are_not_utf8_are_not_sent_and_the_next_line_is_read(server: 
     )
 
 
-def test_quit_ends_before_the_rest_of_the_input(server: FakeServer) -> None:
+def test_quit_ends_before_the_rest_of_the_input(server: ChatServer) -> None:
     assert converse(server, "a", ":q", "b")[:2] == (0, "<a>\n")
 
 
@@ -257,7 +204,7 @@ def test_quit_ends_before_the_rest_of_the_input(server: FakeServer) -> None:
     ],
 )
 def test_a_refusal_is_one_line_and_the_conversation_goes_on(
-    server: FakeServer, question: str, expected: str
+    server: ChatServer, question: str, expected: str
 ) -> None:
     code, stdout, stderr = converse(server, "a", question, "b")
     assert stdout == "<a>\n<b>\n"
@@ -275,7 +222,7 @@ def test_a_refusal_is_one_line_and_the_conversation_goes_on(
     ],
 )
 def test_an_answer_that_breaks_off_keeps_what_came(
-    server: FakeServer, question: str, error: str
+    server: ChatServer, question: str, error: str
 ) -> None:
     code, stdout, stderr = converse(server, question, ":history", "b")
     assert (code, stdout) == (1, "half\n<b>\n")
@@ -284,55 +231,80 @@ def test_an_answer_that_breaks_off_keeps_what_came(
     assert contents(server.requests[1]) == [question, "half", "b"]
 
 
-def test_a_failed_retry_keeps_the_earlier_answer(server: FakeServer) -> None:
+def test_a_failed_retry_keeps_the_earlier_answer(server: ChatServer) -> None:
     code, _, stderr = converse(server, "a", "503", ":retry", ":undo", ":retry", "b")
     assert code == 1
     assert "the history is back to 1 turn\n" in stderr
     assert [contents(request) for request in server.requests[3:]] == [["a"], ["a", "<a>", "b"]]
 
 
-def test_an_answer_cut_at_max_tokens_says_so(server: FakeServer) -> None:
+def test_an_answer_cut_at_max_tokens_says_so(server: ChatServer) -> None:
     assert converse(server, "limit") == (0, "much\n", "(stopped at max_tokens)\n")
 
 
-def test_a_service_that_is_gone_or_silent_is_an_error(server: FakeServer) -> None:
+def test_a_service_that_is_gone_or_silent_is_an_error(server: ChatServer) -> None:
     streams = Streams()
     silent = Endpoint(server.base_url, MODEL, silence_seconds=0.05)
-    assert once(silent, "silent", stdout=streams.stdout, stderr=streams.stderr) == 1
+    assert ask_once(silent, "silent", streams) == 1
     assert streams.stderr.getvalue() == "error: nothing came from the service for 0.05 seconds\n"
     assert server.keys == [None]
 
     server.socket.close()
     streams = Streams()
     gone = Endpoint(server.base_url, MODEL)
-    assert once(gone, "a", stdout=streams.stdout, stderr=streams.stderr) == 1
+    assert ask_once(gone, "a", streams) == 1
     assert streams.stderr.getvalue().startswith(f"error: `{server.base_url}` does not answer: ")
 
 
 def test_the_proxies_of_the_environment_are_not_used(
-    server: FakeServer, monkeypatch: pytest.MonkeyPatch
+    server: ChatServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("http_proxy", "HTTP_PROXY", "ALL_PROXY"):
         monkeypatch.setenv(name, "http://127.0.0.1:9")
     assert converse(server, "a") == (0, "<a>\n", "")
 
 
-def test_once_prints_one_answer_and_nothing_else(server: FakeServer) -> None:
+def test_once_prints_one_answer_and_nothing_else(server: ChatServer) -> None:
     streams = Streams()
     endpoint = Endpoint(server.base_url, MODEL, KEY)
-    code = once(endpoint, "你好", stdout=streams.stdout, stderr=streams.stderr, seed=5)
+    code = ask_once(endpoint, "你好", streams, seed=5)
     assert (code, streams.stdout.getvalue(), streams.stderr.getvalue()) == (
         0,
         "".join(HELLO) + "\n",
         "",
     )
     assert server.requests[0]["seed"] == 5
-    assert once(endpoint, ":q", stdout=streams.stdout, stderr=streams.stderr) == 0
-    assert once(endpoint, " \n", stdout=streams.stdout, stderr=streams.stderr) == 2
+    assert ask_once(endpoint, ":q", streams) == 0
     assert len(server.requests) == 2
 
 
-def test_ctrl_c_stops_a_script_with_130_and_closes_the_connection(server: FakeServer) -> None:
+def test_one_answer_as_json_is_one_object_whatever_happens(server: ChatServer) -> None:
+    endpoint = Endpoint(server.base_url, MODEL, KEY)
+    told = []
+    for question, code in (("hard", 0), ("你好", 0), ("limit", 0), ("cut", 1), ("429", 1)):
+        streams = Streams()
+        assert ask_once(endpoint, question, streams, as_json=True) == code
+        told.append(json.loads(streams.stdout.getvalue()))
+    thought, hello, limited, cut, busy = told
+    assert (thought["answer"], thought["reasoning"]) == ("42", "let me see")
+    assert (hello["answer"], hello["finish_reason"]) == ("".join(HELLO), "stop")
+    assert (hello["model"], hello["usage"]["completion_tokens"]) == (MODEL, 9)
+    assert 0 <= hello["seconds"]["first_token"] <= hello["seconds"]["total"]
+    assert limited["finish_reason"] == "length"
+    assert (cut["answer"], cut["finish_reason"]) == ("half", "failed")
+    assert busy["error"] == {
+        "message": "the service is busy: queue is full",
+        "hint": "ask again in 3 s",
+    }
+
+
+def test_a_script_is_not_told_the_commands_of_the_chat(server: ChatServer) -> None:
+    streams = Streams()
+    assert ask_once(Endpoint(server.base_url, MODEL, KEY), "500", streams) == 1
+    assert streams.stderr.getvalue() == "error: the service answered 500: <h1> Oops </h1>\n"
+
+
+def test_ctrl_c_stops_a_script_with_130_and_closes_the_connection(server: ChatServer) -> None:
     with subprocess.Popen(
         [sys.executable, "-c", PROGRAM, server.base_url],
         stdin=subprocess.PIPE,
@@ -356,18 +328,20 @@ Spawn = Callable[..., "pexpect.spawn[str]"]
 
 
 @pytest.fixture
-def spawn(server: FakeServer) -> Iterator[Spawn]:
+def spawn(server: ChatServer) -> Iterator[Spawn]:
     """The chat in a terminal of its own, which answers no question about its cursor."""
     children = []
 
-    def start(**environ: str) -> pexpect.spawn[str]:
+    def start(
+        *, history: Path | None = None, columns: int = 80, **environ: str
+    ) -> pexpect.spawn[str]:
         child = pexpect.spawn(
             sys.executable,
-            ["-c", PROGRAM, server.base_url],
+            ["-c", PROGRAM, server.base_url, *([str(history)] if history else [])],
             env=os.environ | {"TERM": "xterm", "PROMPT_TOOLKIT_NO_CPR": "1"} | environ,
             encoding="utf-8",
             timeout=10,
-            dimensions=(24, 80),
+            dimensions=(24, columns),
         )
         child.delaybeforesend = None
         children.append(child)
@@ -379,15 +353,32 @@ def spawn(server: FakeServer) -> Iterator[Spawn]:
         child.close(force=True)
 
 
+def drawn(written: str) -> list[str]:
+    """The lines that a terminal shows in the end, as far as an answer moves its cursor."""
+    lines = [""]
+    at = 0
+    for text in re.findall(r"\x1b\[[\d;?]*[A-Za-z]|\r|\n|[^\x1b\r\n]+", written):
+        if text == "\n":
+            at += 1
+            lines += [""] if at == len(lines) else []
+        elif text == "\x1b[1A":
+            at -= 1
+        elif text == "\x1b[2K":
+            lines[at] = ""
+        elif not text.startswith(("\x1b", "\r")):
+            lines[at] += text
+    return [line for line in lines if line.strip()]
+
+
 def ask(child: pexpect.spawn[str], line: str, *expected: str) -> None:
     child.send(f"{line}\r")
     for text in expected:
         child.expect_exact(text)
 
 
-def test_a_conversation_in_a_terminal(server: FakeServer, spawn: Spawn) -> None:
+def test_a_conversation_in_a_terminal(server: ChatServer, spawn: Spawn) -> None:
     child = spawn(NO_COLOR="")
-    assert f"与 {MODEL} 对话" in child.before
+    assert f"Chat with {MODEL}" in child.before
     ask(child, "你好", "".join(HELLO), "\x1b[2m")
     child.expect(r"\d+\.\d\d s to the first token, [\d.]+ tokens/s, 9 tokens\x1b\[0m")
     ask(child, ":conf top_p=0.5", "top_p               0.5", PROMPT)
@@ -413,7 +404,104 @@ def test_a_conversation_in_a_terminal(server: FakeServer, spawn: Spawn) -> None:
     assert contents(last) == ["你好", "".join(HELLO), "slow", "一二三", "more"]
 
 
-def test_ctrl_c_clears_the_line_and_twice_leaves(server: FakeServer, spawn: Spawn) -> None:
+def test_an_answer_is_drawn_as_markdown_and_can_be_left_as_it_is(
+    server: ChatServer, spawn: Spawn
+) -> None:
+    child = spawn(NO_COLOR="1")
+    ask(child, "pretty", "to the first token")
+    shown = drawn(child.before)
+    shown = shown[shown.index("Heading") :]
+    at = shown.index("```python")
+    assert shown[at : at + 3] == ["```python", "x = 1", "```"]
+    assert [line.strip() for line in shown if "bold" in line or "code" in line] == [
+        "• bold",
+        "• code",
+    ]
+    assert shown[shown.index("床前") + 1] == "明月"
+    assert not [line for line in shown[: shown.index("明月")] if line.endswith(" ")]
+    ask(child, ":markdown off", "left as is", PROMPT)
+    ask(child, ":regenerate", "# Heading\r\n\r\n- **bold**", PROMPT)
+
+
+def test_thinking_is_shown_apart_and_dim(server: ChatServer, spawn: Spawn) -> None:
+    child = spawn(NO_COLOR="")
+    ask(child, "hard", "\x1b[2m(thinking)\r\nlet me\x1b[0m\x1b[2m see\x1b[0m")
+    child.expect_exact("(end of thinking)")
+    child.expect_exact("42")
+    child.expect_exact(PROMPT)
+
+
+def test_several_lines_are_one_question(server: ChatServer, spawn: Spawn) -> None:
+    child = spawn()
+    ask(child, "one\\\rtwo", "to the first token", PROMPT)
+    ask(child, "three\x1b\rfour", "to the first token", PROMPT)
+    ask(child, "\x1b[200~:five\n\n six\x1b[201~", "error: unknown command", PROMPT)
+    ask(child, "\x1b[200~seven\r\n  eight\n\x1b[201~", "to the first token", PROMPT)
+    asked = [contents(request)[-1] for request in server.requests]
+    assert asked == ["one\ntwo", "three\nfour", "seven\n  eight"]
+
+
+def test_what_is_typed_during_an_answer_is_the_next_line_and_does_not_disturb(
+    server: ChatServer, spawn: Spawn
+) -> None:
+    child = spawn()
+    ask(child, "held", "一二三")
+    child.send("typed ahead\r")
+    server.released.set()
+    child.expect_exact("to the first token")
+    assert "typed" not in child.before
+    child.expect_exact("<typed ahead>")
+
+
+def test_lines_come_back_in_the_next_conversation_and_nobody_else_can_read_them(
+    server: ChatServer, spawn: Spawn, tmp_path: Path
+) -> None:
+    path = tmp_path / "state" / "history"
+    for keys in ("first\r", "\x1b[A\r"):
+        child = spawn(history=path)
+        ask(child, keys.rstrip("\r"), "<first>", PROMPT)
+        child.sendeof()
+        child.expect(pexpect.EOF)
+    assert [contents(request) for request in server.requests] == [["first"], ["first"]]
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
+
+
+def test_a_history_that_cannot_be_kept_is_said_and_the_chat_goes_on(
+    server: ChatServer, spawn: Spawn, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("")
+    child = spawn(history=tmp_path / "file" / "history")
+    assert "questions are not kept for next time" in child.before
+    ask(child, "a", "<a>", PROMPT)
+
+
+def test_a_terminal_that_cannot_be_drawn_on_gets_plain_lines(
+    server: ChatServer, spawn: Spawn
+) -> None:
+    child = spawn(TERM="dumb")
+    assert "\x1b" not in child.before
+    ask(child, "one\\\rpretty", PROMPT)
+    ask(child, "pretty", "- **bold**", PROMPT)
+    assert "\x1b" not in child.before
+    child.sendintr()
+    child.expect_exact("Ctrl-C again, or Ctrl-D, leaves")
+    child.expect_exact(PROMPT)
+    child.sendintr()
+    child.expect(pexpect.EOF)
+    child.close()
+    assert child.exitstatus == 0
+    assert contents(server.requests[0]) == ["one\npretty"]
+
+
+def test_a_narrow_terminal_shows_everything(server: ChatServer, spawn: Spawn) -> None:
+    child = spawn(columns=12, NO_COLOR="1")
+    ask(child, "pretty", "x = 1", PROMPT)
+    ask(child, ":history", " History (1) ", "============", PROMPT)
+    ask(child, "b", "<b>", PROMPT)
+
+
+def test_ctrl_c_clears_the_line_and_twice_leaves(server: ChatServer, spawn: Spawn) -> None:
     child = spawn()
     child.send("half-a-question")
     child.expect_exact("half-a-question")
@@ -428,7 +516,7 @@ def test_ctrl_c_clears_the_line_and_twice_leaves(server: FakeServer, spawn: Spaw
 
 
 def test_ctrl_c_before_the_first_word_keeps_the_question_for_a_retry(
-    server: FakeServer, spawn: Spawn
+    server: ChatServer, spawn: Spawn
 ) -> None:
     child = spawn()
     ask(child, "silent")
@@ -443,7 +531,7 @@ def test_ctrl_c_before_the_first_word_keeps_the_question_for_a_retry(
 
 
 def test_bytes_that_are_not_utf8_on_a_terminal_are_not_sent(
-    server: FakeServer, spawn: Spawn
+    server: ChatServer, spawn: Spawn
 ) -> None:
     child = spawn()
     os.write(child.child_fd, b"a\xffb\r")
@@ -454,7 +542,7 @@ def test_bytes_that_are_not_utf8_on_a_terminal_are_not_sent(
 
 
 def test_tab_completes_a_command_and_arrow_up_brings_the_last_line(
-    server: FakeServer, spawn: Spawn
+    server: ChatServer, spawn: Spawn
 ) -> None:
     child = spawn(NO_COLOR="1")
     ask(child, ":reset\t", "temperature         default", PROMPT)

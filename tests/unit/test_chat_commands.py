@@ -2,8 +2,9 @@ from __future__ import annotations
 
 import pytest
 
-from qwen_deploy.chat.commands import COMMANDS, Then, completions, help_text, obey, welcome
+from qwen_deploy.chat.commands import COMMANDS, Then, completions, help_text, obey
 from qwen_deploy.chat.session import Ending, Session, Turn, history
+from qwen_deploy.chat.words import Language, language_of, welcome
 from qwen_deploy.errors import UsageError
 
 TALKED = Session(turns=(Turn("1+1?", "2"), Turn("你好", "你好！")))
@@ -32,6 +33,8 @@ TALKED = Session(turns=(Turn("1+1?", "2"), Turn("你好", "你好！")))
         (":history", Then.SHOW_HISTORY, ""),
         (":his", Then.SHOW_HISTORY, ""),
         (":retry", Then.ASK_AGAIN, "你好"),
+        (":regenerate", Then.ASK_AGAIN, "你好"),
+        ("a\n:q", Then.ASK, "a\n:q"),
     ],
 )
 def test_a_line_is_a_command_or_a_question(line: str, then: Then, question: str) -> None:
@@ -51,6 +54,11 @@ def test_a_line_is_a_command_or_a_question(line: str, then: Then, question: str)
         (":)", "unknown command `:)`", "`:help` lists the commands; `::)` sends the text `:)`"),
         (":", "unknown command `:`", "`:help` lists the commands; `::` sends the text `:`"),
         (":exit now", "`:exit` takes nothing after it", None),
+        (":think maybe", "`:think maybe`: should be one of on, off, default", None),
+        (":markdown default", "`:markdown default`: should be one of on, off", None),
+        (":help fr", "`:help fr`: should be en or zh", None),
+        (":save", "`:save` needs a file", ":save chat.json"),
+        (":load", "`:load` needs a file", ":load chat.json"),
         (":seed x", "`x` is not a seed: should be a whole number of 64 bits", None),
         (f":seed {2**63}", f"`{2**63}` is not a seed: should be a whole number of 64 bits", None),
         (
@@ -205,11 +213,55 @@ def test_the_history_is_numbered_and_marks_what_is_not_whole() -> None:
     )
 
 
-def test_help_and_welcome_are_bilingual_and_help_names_every_command() -> None:
+@pytest.mark.parametrize("language", ["en", "zh"])
+def test_help_names_every_command_in_the_language_of_the_person(language: Language) -> None:
+    shown = help_text(language)
     for command in COMMANDS:
-        assert all(f":{name}" in help_text() for name in command.names)
-        assert command.english in help_text() and command.chinese in help_text()
-    assert "Qwen/Q" in welcome("Qwen/Q") and "退出" in welcome("Qwen/Q")
+        assert all(f":{name}" in shown for name in command.names)
+        assert (command.english in shown, command.chinese in shown) == (
+            language == "en",
+            language == "zh",
+        )
+    assert "Qwen/Q" in welcome("Qwen/Q", language)
+    assert obey(Session(language=language), ":help").says == shown
+    assert obey(Session(), f":help {language}").says == shown
+
+
+@pytest.mark.parametrize(
+    ("environ", "expected"),
+    [
+        ({}, "en"),
+        ({"LANG": "zh_CN.UTF-8"}, "zh"),
+        ({"LANG": "zh_CN.UTF-8", "LC_ALL": "C.UTF-8"}, "en"),
+        ({"LANG": "de_DE.UTF-8", "LC_ALL": "", "LC_MESSAGES": "zh_TW"}, "zh"),
+    ],
+)
+def test_the_language_is_that_of_the_locale(environ: dict[str, str], expected: str) -> None:
+    assert language_of(environ) == expected
+
+
+def test_thinking_is_switched_and_sent_only_when_somebody_did() -> None:
+    assert (
+        obey(Session(), ":think").says == "thinking before the answer: default (as the model does)"
+    )
+    off = obey(Session(), ":think off")
+    assert off.says == "thinking before the answer: off"
+    sent = off.session.request("m", "q", again=False)
+    assert sent["chat_template_kwargs"] == {"enable_thinking": False}
+    assert obey(off.session, ":think ON").session.thinks is True
+    assert obey(off.session, ":think default").session == Session()
+
+
+def test_drawing_of_markdown_is_switched() -> None:
+    off = obey(Session(), ":markdown off")
+    assert (off.session.renders, off.says) == (False, "Markdown of answers is left as is")
+    assert obey(off.session, ":markdown on").session == Session()
+
+
+def test_files_are_asked_for_by_name() -> None:
+    saved = obey(TALKED, ":save my chat.json")
+    assert (saved.then, saved.path, saved.session) == (Then.SAVE, "my chat.json", TALKED)
+    assert obey(TALKED, ":load ~/a.json").then is Then.LOAD
 
 
 @pytest.mark.parametrize(

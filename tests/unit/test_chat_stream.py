@@ -21,7 +21,7 @@ class Terminal(io.StringIO):
 def test_importing_the_chat_loads_neither_httpx_nor_prompt_toolkit() -> None:
     code = (
         "import sys, qwen_deploy.chat.repl;"
-        "print({'httpx', 'prompt_toolkit', 'difflib'} & set(sys.modules))"
+        "print({'httpx', 'prompt_toolkit', 'difflib', 'rich'} & set(sys.modules))"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
     assert result.stdout.strip() == b"set()"
@@ -39,17 +39,21 @@ def test_events_do_not_depend_on_how_the_bytes_were_cut(size: int) -> None:
 def test_pieces_bring_text_reason_and_the_count_of_tokens() -> None:
     data = [
         '{"choices":[{"index":0,"delta":{"role":"assistant","content":null}}],"usage":null}',
+        '{"choices":[{"index":0,"delta":{"reasoning_content":"嗯"},"finish_reason":null}]}',
+        '{"choices":[{"index":0,"delta":{"reasoning":"…"},"finish_reason":null}]}',
         '{"choices":[{"index":0,"delta":{"content":"你"},"finish_reason":null}]}',
         '{"choices":[{"index":0,"delta":{},"finish_reason":"length"}]}',
-        '{"choices":[],"usage":{"completion_tokens":3}}',
+        '{"choices":[],"usage":{"completion_tokens":3,"prompt_tokens":20}}',
         "[DONE]",
         "never read",
     ]
     assert list(pieces(data)) == [
         Piece(),
+        Piece(reasoning="嗯"),
+        Piece(reasoning="…"),
         Piece("你"),
         Piece("", "length"),
-        Piece("", None, 3),
+        Piece("", None, 3, 20),
     ]
 
 
@@ -105,8 +109,9 @@ def test_escape_sequences_of_a_model_do_not_reach_a_terminal_but_do_reach_a_pipe
     terminal, pipe = Terminal(), io.StringIO()
     for stdout in (terminal, pipe):
         screen = Screen(stdout, io.StringIO(), is_interactive=False, environ={})
-        screen.piece("a\x1b[2J\x9b\r\n\tb")
-        screen.end_answer()
+        display = screen.display(renders=True)
+        display.show(Piece("a\x1b[2J\x9b\r\n\tb"))
+        display.end()
     assert terminal.getvalue() == "a^[[2J\ufffd\n\tb\n"
     assert pipe.getvalue() == "a\x1b[2J\x9b\r\n\tb\n"
 
@@ -128,5 +133,7 @@ def test_dim_needs_a_terminal_that_can_and_may(environ: dict[str, str], expected
 def test_what_an_encoding_cannot_hold_is_replaced_and_ends_nothing() -> None:
     written = io.BytesIO()
     stdout = io.TextIOWrapper(written, encoding="ascii")
-    Screen(stdout, io.StringIO(), is_interactive=False, environ={}).piece("a你")
+    Screen(stdout, io.StringIO(), is_interactive=False, environ={}).display(renders=True).show(
+        Piece("a你")
+    )
     assert written.getvalue() == b"a?"

@@ -48,10 +48,9 @@ def test_a_given_key_that_the_host_knows_changes_nothing() -> None:
 
 @pytest.mark.parametrize("user", [GIVEN, REPLACING])
 def test_a_given_or_replacing_key_takes_the_place_of_the_default(user: UserKey) -> None:
-    written = keys.complete((*COMPLETE, ("anna", "2" * 64)), user, has_operator_key=True)
-    assert written == KeyFiles(
-        (*OPERATORS, ("anna", "2" * 64), ("default", keys.hashed(user.key))), None, True
-    )
+    anna = ("anna", "2" * 64, "created=2026-11-22T17:00:00Z", "rpm=60")
+    written = keys.complete((*COMPLETE, anna), user, has_operator_key=True)
+    assert written == KeyFiles((*OPERATORS, anna, ("default", keys.hashed(user.key))), None, True)
 
 
 @pytest.mark.parametrize(
@@ -66,15 +65,32 @@ def test_a_lost_operator_key_is_replaced_without_a_word_about_the_users(
     assert written is not None
     assert written.operator_key is not None
     assert not written.adds_user_key
-    assert dict(written.keys) == {
-        "default": "1" * 64,
-        "operator": keys.hashed(written.operator_key),
+    assert set(written.keys) == {
+        ("default", "1" * 64),
+        ("operator", keys.hashed(written.operator_key)),
     }
 
 
 def test_the_keys_file_has_a_line_for_each_key() -> None:
     assert keys.render(COMPLETE) == f"operator {'0' * 64}\ndefault {'1' * 64}\n".encode()
     assert keys.render(()) == b""
+    assert keys.render((("anna", "2" * 64, "rpm=6"),)) == f"anna {'2' * 64} rpm=6\n".encode()
+
+
+@pytest.mark.parametrize("name", ["anna", "team-7", "a.b_c", "A" * 64])
+def test_a_name_is_one_plain_word(name: str) -> None:
+    assert keys.check_name(name) == name
+
+
+@pytest.mark.parametrize("name", ["", "-anna", "an na", "anna\n", "安娜", "A" * 65, "#a", "a=b"])
+def test_a_name_that_could_be_misread_is_refused(name: str) -> None:
+    with pytest.raises(UsageError, match="cannot name a key"):
+        keys.check_name(name)
+
+
+def test_the_operators_key_is_nobody_elses() -> None:
+    with pytest.raises(UsageError, match="qwen-deploy itself"):
+        keys.check_name("operator")
 
 
 def test_a_key_is_read_from_its_file(tmp_path: Path) -> None:
