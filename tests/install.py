@@ -29,6 +29,8 @@ OF_TESTS = {
     "git-lfs": "git-lfs",
     "curl": "curl",
     "zstd": "zstd",
+    "chromium": "chromium",
+    "chromedriver": "chromium-driver",
 }
 
 
