@@ -171,7 +171,7 @@ def test_logs_follow_goes_on_as_lines_come(served: Served) -> None:
     try:
         follower.expect("qwen|python")
         service.answer(served.host, served.key, HELLO)
-        follower.expect("POST /v1/chat/completions 200.*key=default")
+        follower.expect("path=/v1/chat/completions status=200 .*key=default")
     finally:
         follower.sendintr()
         follower.close()
