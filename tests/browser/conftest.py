@@ -24,9 +24,9 @@ def elsewhere() -> Iterator[Elsewhere]:
 
 @pytest.fixture(scope="session")
 def window(tmp_path_factory: pytest.TempPathFactory, elsewhere: Elsewhere) -> Iterator[Chrome]:
-    with chromium(tmp_path_factory.mktemp("profile")) as driver:
-        with fresh_window(driver, elsewhere.address):
-            yield driver
+    profile = tmp_path_factory.mktemp("profile")
+    with chromium(profile) as driver, fresh_window(driver, elsewhere.address):
+        yield driver
 
 
 @pytest.fixture

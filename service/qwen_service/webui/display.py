@@ -14,11 +14,13 @@ def messages(
 ) -> list[dict[str, Any]]:
     turns = conversation.turns if is_pending else conversation.complete(texts.unanswered).turns
     last = len(turns) - 1
-    return [
+    waiting = [_message("assistant", "…")] if turns and turns[-1].role == "user" else []
+    said = [
         message
         for place, turn in enumerate(turns)
         for message in _messages(turn, texts, is_pending=is_pending and place == last)
     ]
+    return [*said, *waiting]
 
 
 def turn_of(conversation: Conversation, shown_index: int, texts: Texts) -> int:

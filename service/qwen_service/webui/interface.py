@@ -159,7 +159,8 @@ def _wire_answers(
         # Beside the answer, not before it: only the first step of a chain knows what was edited.
         trigger(None, outputs=busy, js="() => qwen.busy(true)", **EVENT)
         begun = trigger(fn, inputs, list(main), **EVENT)
-        begun.then(None, outputs=busy, js="() => qwen.busy(false)", **EVENT)
+        for over in (begun.success, begun.failure):
+            over(None, outputs=busy, js="() => qwen.busy(false)", **EVENT)
     chatbot.undo(chatting.undo, [conversation], list(main), **EVENT)
     question.stop(chatting.stop, **EVENT)
     page.unload(chatting.stop)

@@ -1,21 +1,17 @@
 """What people and models wrote, as Markdown that shows it: code, formulas, and no HTML.
 
-Changes only what is shown; what is kept and sent to the model stays as it was said.
+Changes only what is shown; what is kept and sent to the model stays as it was said. Takes time in
+proportion to the text, whatever it is: an answer is shown anew many times while it comes.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 
-# Code, and formulas whose marks are known to the page, stay as they are.
-VERBATIM = re.compile(
-    r"(?P<fence>^ {0,3}(?P<marks>`{3,}|~{3,})[^\n]*\n.*?(?:^ {0,3}(?P=marks)[`~]*[ \t]*$|\Z))"
-    r"|(?P<ticks>`+)(?!`).*?(?<!`)(?P=ticks)(?!`)"
-    r"|\$\$.+?\$\$"
-    r"|\\\[.+?\\\]"
-    r"|\\\(.+?\\\)",
-    re.DOTALL | re.MULTILINE,
-)
+# Where code or a formula may begin; those whose marks the page knows stay as they are.
+BEGINNING = re.compile(r"^ {0,3}(`{3,}|~{3,})[^`\n]*$|`+|\$\$|\\\[|\\\(", re.MULTILINE)
+FORMULAS = {"$$": re.escape("$$"), r"\[": re.escape(r"\]"), r"\(": re.escape(r"\)")}
 # As pandoc does: no space inside the dollars and no digit behind them, so that prices stay prices.
 DOLLARS = re.compile(r"(?<![\\$\w])\$(?=[^\s$])([^$\n]*[^\s$\\])\$(?![\d$])")
 # Models break lines in tables with the first, and have no other way to write the rest.
@@ -26,10 +22,37 @@ OPENING = re.compile(rf"<(?=[a-z/!?])(?!{HARMLESS})", re.IGNORECASE)
 def shown(text: str) -> str:
     parts = []
     end = 0
-    for match in VERBATIM.finditer(text):
-        parts += [_prose(text[end : match.start()]), match[0]]
-        end = match.end()
+    for start, stop in _verbatim(text):
+        parts += [_prose(text[end:start]), text[start:stop]]
+        end = stop
     return "".join([*parts, _prose(text[end:])])
+
+
+def _verbatim(text: str) -> Iterator[tuple[int, int]]:
+    # An end that was once looked for in vain is not there further on either.
+    missing: set[str] = set()
+    position = 0
+    while match := BEGINNING.search(text, position):
+        position = match.end()
+        ending = _ending(match)
+        if ending in missing:
+            continue
+        if closing := re.compile(ending, re.MULTILINE).search(text, position):
+            position = closing.end()
+        elif match[1]:
+            # A fence that never ends goes on to the end, as while an answer still comes.
+            position = len(text)
+        else:
+            missing.add(ending)
+            continue
+        yield match.start(), position
+
+
+def _ending(beginning: re.Match[str]) -> str:
+    if fence := beginning[1]:
+        return rf"^ {{0,3}}{fence[0]}{{{len(fence)},}}[ \t]*$"
+    mark = beginning[0]
+    return FORMULAS.get(mark) or rf"(?<!`){mark}(?!`)"
 
 
 def _prose(text: str) -> str:

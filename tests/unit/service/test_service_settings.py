@@ -38,6 +38,7 @@ def test_every_variable_is_read() -> None:
             "QWEN_DRAIN_SECONDS": "5",
             "QWEN_THREADS": "2",
             "QWEN_LISTEN": "[::1]:80",
+            "QWEN_WEB_UI": "off",
             "QWEN_METRICS": "key",
             "QWEN_LOG_PROMPTS": "on",
             "QWEN_BASIC_AUTH": "on",
@@ -50,6 +51,7 @@ def test_every_variable_is_read() -> None:
     assert settings.model_names == ("Qwen/Qwen2.5-7B-Instruct", "gpt-3.5-turbo", "qwen")
     assert settings.keys_file == Path("/etc/keys")
     assert settings.listen == ("::1", 80)
+    assert not settings.web_ui
     assert (settings.metrics, settings.log_prompts, settings.basic_auth) == ("key", True, True)
     assert settings.cors_origins == ("https://a.example", "*")
     assert (settings.head_seconds, settings.body_seconds, settings.max_connections) == (1, 2, 3)

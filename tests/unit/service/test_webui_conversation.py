@@ -82,6 +82,15 @@ def test_each_shown_message_belongs_to_a_turn() -> None:
         display.turn_of(WHOLE, 5, ENGLISH)
 
 
+def test_an_answer_is_waited_for_or_did_not_come() -> None:
+    asked = Conversation("c1").asked("one")
+    texts = [
+        display.messages(asked, ENGLISH, is_pending=is_pending)[-1]["content"][0]["text"]
+        for is_pending in (True, False)
+    ]
+    assert texts == ["…", "*No answer came.*"]
+
+
 def test_thoughts_are_shown_alone_while_the_model_thinks() -> None:
     thinking = Conversation("c1").asked("one").answered(Turn("assistant", "", "Hm"))
     (_, thought) = display.messages(thinking, ENGLISH, is_pending=True)

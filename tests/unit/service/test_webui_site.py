@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from qwen_service.app import create_app
 from qwen_service.auth import Keys
 from qwen_service.engine import ModelFacts
 from qwen_service.notify import Notifier
@@ -17,6 +18,8 @@ from qwen_service.webui.sessions import LASTS_SECONDS, MOST, Sessions
 from qwen_service.webui.site import Site
 from starlette.responses import PlainTextResponse
 from starlette.testclient import TestClient
+
+from tests.fake_engine import FakeEngine
 
 SETTINGS = replace(load({"QWEN_MODEL_DIR": "/m", "QWEN_AUTH": "none"}), model_name="Qwen/<tiny>")
 KEY = "sk-one"
@@ -55,6 +58,13 @@ def test_a_model_that_does_not_chat_has_no_page() -> None:
 @pytest.mark.parametrize("path", ["/v1/models", "/nothing", "/gradio_api/file=/etc/passwd"])
 def test_all_other_paths_are_the_applications(path: str) -> None:
     assert client_of().get(path).text == "the API"
+
+
+@pytest.mark.parametrize(("is_on", "status"), [(True, 200), (False, 404)])
+def test_the_page_is_there_unless_it_is_turned_off(is_on: bool, status: int) -> None:
+    readiness = Readiness(Notifier(None), model="m")
+    app = create_app(replace(SETTINGS, web_ui=is_on), FakeEngine(), readiness)
+    assert TestClient(app).get("/").status_code == status
 
 
 def test_every_answer_forbids_what_comes_from_elsewhere() -> None:

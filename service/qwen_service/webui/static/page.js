@@ -23,10 +23,15 @@
       }
     }
   };
+  // Storage may hold anything: what is no conversation is not shown.
+  const isText = (value) => typeof value === "string";
+  const isTurn = (turn) => ["user", "assistant"].includes(turn?.role) && isText(turn.content);
+  const isConversation = (one) => [one?.id, one?.title, one?.system].every(isText)
+    && Array.isArray(one.turns) && one.turns.every(isTurn);
   const list = () => Object.keys(localStorage)
     .filter((key) => key.startsWith(CHAT))
     .map(read)
-    .filter((one) => one && one.id && Array.isArray(one.turns))
+    .filter(isConversation)
     .sort((a, b) => (b.used || 0) - (a.used || 0));
   const fresh = () => {
     const bytes = crypto.getRandomValues(new Uint8Array(12));
@@ -56,7 +61,7 @@
     begin(settings) {
       paint();
       if (innerWidth < 768) document.querySelector(".sidebar.open .toggle-button")?.click();
-      const active = read(CHAT + sessionStorage.getItem("qwen.active"));
+      const active = list().find((one) => one.id === sessionStorage.getItem("qwen.active"));
       const saved = read("qwen.settings") || [];
       const values = Array.from({ length: settings }, (_, place) => saved[place] ?? update({}));
       return [...shown(active || fresh()), ...values];
