@@ -47,7 +47,7 @@ def test_a_hub_that_names_a_time_is_asked_then(agent: Agent, hub: Hub, commit: C
     agent.order(manifest_of(commit), huggingface(hub, commit), retry_seconds=5)
     assert agent.run() == (0, "")
     assert_whole(agent, commit)
-    refused, again, _ = (asked for asked in hub.requests if FIRST in asked.path)
+    refused, again, *_ = (asked for asked in hub.requests if FIRST in asked.path)
     assert again.at - refused.at >= 1
 
 
