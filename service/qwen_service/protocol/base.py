@@ -7,9 +7,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidatorFunctionWrapHandler,
+    model_validator,
+)
 
 from qwen_service.errors import ApiError
 
@@ -19,6 +26,8 @@ SEEDS = 2**63
 # Names that may stand in a header.
 PLAIN = re.compile(r"[\w.\[\]-]{1,64}", re.ASCII)
 MOST_NAMED = 20
+# No object of the API has half as many; whoever sends more means to keep the service busy.
+MOST_FIELDS = 128
 # What other servers offer and this one does not, with the values that ask for nothing.
 REFUSED: Mapping[str, tuple[Any, ...]] = {
     "allowed_token_ids": ([],),
@@ -88,6 +97,10 @@ def _whole(text: str) -> str:
 
 Words = Annotated[str, AfterValidator(_whole)]
 
+Item = TypeVar("Item")
+# The first wrong item is told, not a million of them.
+Listed = Annotated[list[Item], Field(fail_fast=True)]
+
 Json = Annotated[dict[str, Any], AfterValidator(plain)]
 
 
@@ -95,6 +108,13 @@ class Strict(BaseModel):
     """No silent conversions: a number in quotes is a mistake."""
 
     model_config = ConfigDict(strict=True, extra="allow")
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _bounded(cls, value: Any, handler: ValidatorFunctionWrapHandler) -> Any:
+        if isinstance(value, dict) and len(value) > MOST_FIELDS:
+            raise ValueError(f"should have at most {MOST_FIELDS} fields")
+        return handler(value)
 
     # Fields of answers that clients send back as they came.
     echoed: ClassVar[frozenset[str]] = frozenset()

@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from qwen_service.protocol.base import Count, FunctionName, Json, Strict, Words, wrong
+from qwen_service.protocol.base import Count, FunctionName, Json, Listed, Strict, Words, wrong
 from qwen_service.protocol.sampling import SamplingFields
 from qwen_service.protocol.tools import (
     Choice,
@@ -50,10 +50,10 @@ class Message(Strict):
     echoed = frozenset({"annotations", "audio", "id", "object", "refusal", "status"})
 
     role: Literal["system", "developer", "user", "assistant", "tool", "function"]
-    content: Words | list[ContentPart] | None = None
+    content: Words | Listed[ContentPart] | None = None
     reasoning_content: Words | None = None
     name: Words | None = None
-    tool_calls: list[ToolCall] | None = None
+    tool_calls: Listed[ToolCall] | None = None
     tool_call_id: Words | None = None
     function_call: FunctionCall | None = None
 
@@ -75,15 +75,15 @@ class TemplateVariables(Strict):
 
 
 class ChatRequest(SamplingFields):
-    messages: list[Message] = Field(min_length=1)
+    messages: Listed[Message] = Field(min_length=1)
     max_completion_tokens: Count | None = None
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0, le=20)
     response_format: ResponseFormat | None = None
-    tools: Annotated[list[ToolField], Field(max_length=MOST_TOOLS)] | None = None
+    tools: Annotated[Listed[ToolField], Field(max_length=MOST_TOOLS)] | None = None
     tool_choice: Mode | Choice | None = None
     parallel_tool_calls: bool | None = None
-    functions: Annotated[list[LegacyFunction], Field(max_length=MOST_TOOLS)] | None = None
+    functions: Annotated[Listed[LegacyFunction], Field(max_length=MOST_TOOLS)] | None = None
     function_call: Literal["none", "auto"] | FunctionOfName | None = None
     reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = (
         None

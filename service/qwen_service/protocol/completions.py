@@ -10,22 +10,22 @@ from typing import Annotated
 from pydantic import Field
 
 from qwen_service.engine import Prompt, Text, Tokens
-from qwen_service.protocol.base import Words, not_supported, wrong
+from qwen_service.protocol.base import Listed, Words, not_supported, wrong
 from qwen_service.protocol.sampling import SamplingFields
 
 # What OpenAI's API says where the caller does not.
 MAX_TOKENS = 16
 MOST_PROMPTS = 64
 TokenId = Annotated[int, Field(ge=0, le=2**31 - 1)]
-TokenIds = Annotated[list[TokenId], Field(min_length=1)]
+TokenIds = Annotated[Listed[TokenId], Field(min_length=1)]
 
 
 class CompletionRequest(SamplingFields):
     prompt: (
         Words
         | TokenIds
-        | Annotated[list[Words], Field(min_length=1, max_length=MOST_PROMPTS)]
-        | Annotated[list[TokenIds], Field(min_length=1, max_length=MOST_PROMPTS)]
+        | Annotated[Listed[Words], Field(min_length=1, max_length=MOST_PROMPTS)]
+        | Annotated[Listed[TokenIds], Field(min_length=1, max_length=MOST_PROMPTS)]
     )
     echo: bool | None = None
     logprobs: int | None = Field(None, ge=0, le=20)

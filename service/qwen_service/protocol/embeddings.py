@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, Field
 
-from qwen_service.protocol.base import Count, Request, Words
+from qwen_service.protocol.base import Count, Listed, Request, Words
 from qwen_service.protocol.completions import TokenIds
 
 MOST_INPUTS = 2048
@@ -20,8 +20,8 @@ class EmbeddingRequest(Request):
     input: (
         Input
         | TokenIds
-        | Annotated[list[Input], Field(min_length=1, max_length=MOST_INPUTS)]
-        | Annotated[list[TokenIds], Field(min_length=1, max_length=MOST_INPUTS)]
+        | Annotated[Listed[Input], Field(min_length=1, max_length=MOST_INPUTS)]
+        | Annotated[Listed[TokenIds], Field(min_length=1, max_length=MOST_INPUTS)]
     )
     encoding_format: Literal["float", "base64"] | None = None
     dimensions: Count | None = None

@@ -14,6 +14,7 @@ from qwen_service.protocol.base import (
     Count,
     FunctionName,
     Json,
+    Listed,
     Number,
     Request,
     StreamOptions,
@@ -64,12 +65,12 @@ class InputItem(Strict):
 
     type: Literal["message", "function_call", "function_call_output", "reasoning"] | None = None
     role: Literal["system", "developer", "user", "assistant"] | None = None
-    content: Words | list[InputPart] | None = None
-    summary: list[InputPart] | None = None
+    content: Words | Listed[InputPart] | None = None
+    summary: Listed[InputPart] | None = None
     call_id: Words | None = None
     name: FunctionName | None = None
     arguments: Words | None = None
-    output: Words | list[InputPart] | None = None
+    output: Words | Listed[InputPart] | None = None
 
 
 class FlatTool(Strict):
@@ -89,7 +90,7 @@ class FlatChoice(Strict):
     type: Literal["function", "allowed_tools"]
     name: FunctionName | None = None
     mode: Literal["auto", "required"] | None = None
-    tools: Annotated[list[FlatNamed], Field(min_length=1)] | None = None
+    tools: Annotated[Listed[FlatNamed], Field(min_length=1)] | None = None
 
 
 class TextFormat(Strict):
@@ -110,7 +111,7 @@ class Reasoning(Strict):
 
 
 class ResponsesRequest(Request):
-    input: Words | Annotated[list[InputItem], Field(min_length=1)]
+    input: Words | Annotated[Listed[InputItem], Field(min_length=1)]
     instructions: Words | None = None
     max_output_tokens: Count | None = None
     temperature: Number | None = Field(None, ge=0, le=2)
@@ -119,10 +120,10 @@ class ResponsesRequest(Request):
     min_p: Number | None = Field(None, ge=0, le=1)
     repetition_penalty: Number | None = Field(None, gt=0, le=10)
     top_logprobs: int | None = Field(None, ge=0, le=20)
-    include: list[str] | None = None
+    include: Listed[str] | None = None
     text: TextOptions | None = None
     reasoning: Reasoning | None = None
-    tools: Annotated[list[FlatTool], Field(max_length=MOST_TOOLS)] | None = None
+    tools: Annotated[Listed[FlatTool], Field(max_length=MOST_TOOLS)] | None = None
     tool_choice: Mode | FlatChoice | None = None
     parallel_tool_calls: bool | None = None
     stream: bool | None = None

@@ -9,7 +9,16 @@ from typing import Annotated
 
 from pydantic import Field
 
-from qwen_service.protocol.base import Count, Number, Request, Seed, StreamOptions, Words, wrong
+from qwen_service.protocol.base import (
+    Count,
+    Listed,
+    Number,
+    Request,
+    Seed,
+    StreamOptions,
+    Words,
+    wrong,
+)
 
 Stop = Annotated[Words, Field(min_length=1, max_length=1024)]
 TokenId = Annotated[str, Field(pattern=r"^[0-9]{1,9}$")]
@@ -27,7 +36,7 @@ class SamplingFields(Request):
     presence_penalty: Number | None = Field(None, ge=-2, le=2)
     frequency_penalty: Number | None = Field(None, ge=-2, le=2)
     logit_bias: dict[TokenId, Bias] | None = Field(None, max_length=MOST_BIASES)
-    stop: Stop | list[Stop] | None = None
+    stop: Stop | Listed[Stop] | None = None
     seed: Seed | None = None
     n: Count | None = None
     stream: bool | None = None

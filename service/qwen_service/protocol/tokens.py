@@ -9,7 +9,7 @@ from typing import Annotated
 
 from pydantic import BaseModel, Field
 
-from qwen_service.protocol.base import Strict, Words
+from qwen_service.protocol.base import Listed, Strict, Words
 from qwen_service.protocol.chat import MOST_TOOLS, Message, TemplateVariables
 from qwen_service.protocol.completions import TokenId
 from qwen_service.protocol.tools import ToolField
@@ -20,8 +20,8 @@ class TokenizeRequest(Strict):
 
     model: str | None = None
     prompt: Words | None = None
-    messages: list[Message] | None = Field(None, min_length=1)
-    tools: Annotated[list[ToolField], Field(max_length=MOST_TOOLS)] | None = None
+    messages: Listed[Message] | None = Field(None, min_length=1)
+    tools: Annotated[Listed[ToolField], Field(max_length=MOST_TOOLS)] | None = None
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
     chat_template_kwargs: TemplateVariables | None = None
@@ -38,7 +38,7 @@ class Tokenized(BaseModel):
 
 class DetokenizeRequest(Strict):
     model: str | None = None
-    tokens: list[TokenId]
+    tokens: Listed[TokenId]
 
 
 class Detokenized(BaseModel):

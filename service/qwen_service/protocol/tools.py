@@ -12,7 +12,7 @@ from typing import Literal
 from pydantic import Field
 
 from qwen_service.formats.tools import Tool
-from qwen_service.protocol.base import FunctionName, Json, Strict, Words, wrong
+from qwen_service.protocol.base import FunctionName, Json, Listed, Strict, Words, wrong
 
 
 class FunctionTool(Strict):
@@ -60,7 +60,7 @@ class NamedTool(Strict):
 
 class AllowedTools(Strict):
     mode: Literal["auto", "required"]
-    tools: list[NamedTool] = Field(min_length=1)
+    tools: Listed[NamedTool] = Field(min_length=1)
 
 
 class Choice(Strict):

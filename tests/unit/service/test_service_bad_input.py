@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import httpx
 import pytest
+from qwen_service import app
 from qwen_service.engine import Refused
+from qwen_service.errors import ApiError
+from qwen_service.protocol.invalid import invalid
 
 from tests.fake_engine import FakeEngine
 from tests.service_app import HELLO, MODEL, Service, error_of, user
@@ -181,3 +185,35 @@ def test_empty_texts_are_no_mistake(service: Service) -> None:
     for content in ("", None, [], [{"type": "text", "text": ""}]):
         messages = [{"role": "system", "content": content}, *user(content)]
         assert service.chat(messages=messages).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("url", "field", "wrong"),
+    [
+        ("/v1/completions", "prompt", [-1] * 3000),
+        ("/v1/embeddings", "input", [-1] * 3000),
+        (CHAT, "messages", [{"role": "nobody"}] * 3000),
+        ("/detokenize", "tokens", ["x"] * 3000),
+    ],
+)
+def test_of_many_wrong_items_only_the_first_is_looked_at(
+    service: Service, url: str, field: str, wrong: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[int] = []
+
+    def counted(errors: Sequence[Mapping[str, Any]]) -> ApiError:
+        seen.append(len(errors))
+        return invalid(errors)
+
+    monkeypatch.setattr(app, "invalid", counted)
+    refused(service.post(url, **{field: wrong}))
+    assert seen[0] < 10
+
+
+def test_an_object_of_endless_fields_is_refused(service: Service) -> None:
+    fields = {f"field{number}": 1 for number in range(200)}
+    error = refused(service.chat(**fields))
+    assert "at most 128 fields" in error["message"]
+    turn = {"role": "user", "content": "x", **fields}
+    error = refused(service.chat(messages=[turn]))
+    assert error["param"] == "messages[0]"
