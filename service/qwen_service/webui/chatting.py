@@ -6,6 +6,7 @@ State lives in the browser: each event brings the conversation, and each result 
 from __future__ import annotations
 
 import asyncio
+import itertools
 import math
 from collections.abc import AsyncIterator, MutableMapping
 from contextlib import suppress
@@ -23,6 +24,8 @@ from qwen_service.webui.texts import Texts
 
 # As often as eyes need: each refresh of the page costs more than a token does.
 REFRESH_SECONDS = 0.06
+# Gradio notices at a refresh that nobody listens: about a second, where nothing comes.
+IDLE_TICKS = 16
 
 
 Outputs = tuple[Any, Any, Any]
@@ -135,7 +138,8 @@ class Chatting:
         turn = Turn("assistant", "")
         body = controls.body(self._model, conversation.messages())
         async for turn in self._turns(body, request):
-            so_far = conversation.answered(turn)
+            has_begun = turn.content or turn.reasoning
+            so_far = conversation.answered(turn) if has_begun else conversation
             yield kept, display.messages(so_far, self._texts, is_pending=True), kept
         whole = conversation.answered(turn)
         yield kept, display.messages(whole, self._texts), whole.written()
@@ -149,12 +153,13 @@ class Chatting:
         stopping = asyncio.ensure_future(stopped.wait())
         both = {reading, stopping}
         try:
-            done: set[asyncio.Future[Any]] = set()
-            while not done:
+            for tick in itertools.count(1):
                 done, _ = await asyncio.wait(
                     both, timeout=REFRESH_SECONDS, return_when=asyncio.FIRST_COMPLETED
                 )
-                if answer_so_far.has_grown() and not done:
+                if done:
+                    break
+                if answer_so_far.has_grown() or tick % IDLE_TICKS == 0:
                     yield answer_so_far.turn
         finally:
             if self._running.get(request.session_hash or "") is stopped:

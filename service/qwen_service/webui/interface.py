@@ -30,6 +30,8 @@ LATEX: list[dict[str, str | bool]] = [
     {"left": "\\(", "right": "\\)", "display": False},
 ]
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
+MOST_EVENTS = 4096
+POLL_SECONDS = 0.02
 # The service itself decides how many answers are made at a time.
 EVENT: dict[str, Any] = {
     "api_visibility": "private",
@@ -79,6 +81,10 @@ def make_page(model: str, texts: Texts, *, thinks: bool, has_login: bool) -> Pag
         _wire_answers(page, chatting, side, (question, chatbot, conversation))
         _wire_browser(page, chatting, side, (question, chatbot, conversation))
     page.queue(default_concurrency_limit=None, api_open=False)
+    # As it comes, gradio runs 40 events at a time, answers that wait for a place among them, and
+    # looks a thousand times a second for more.
+    page._queue.max_thread_count = MOST_EVENTS
+    page._queue.sleep_when_free = POLL_SECONDS
     return Page(_app(page), chatting)
 
 
