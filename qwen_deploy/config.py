@@ -92,6 +92,12 @@ Rate = Annotated[
         f"{RATES}, as text",
     ),
 ]
+Memory = Annotated[
+    str,
+    _checked(
+        re.compile(r"0?\.[0-9]+|[0-9]+(?:[KMGT]i?B?)?").fullmatch, 'a text like "8GiB" or "0.5"'
+    ),
+]
 Hours = Annotated[str, _checked(re.compile(rf"{_CLOCK}-{_CLOCK}").fullmatch, "like 22:00-06:00")]
 Url = Annotated[
     str, _checked(re.compile(r"https?://[^\s/]+(?:/\S*)?").fullmatch, "an http(s):// URL")
@@ -121,7 +127,7 @@ class Model(Section):
         description="Name under which clients ask for the model.",
     )
     aliases: tuple[Alias, ...] = Field(
-        ("gpt-3.5-turbo",),
+        ("gpt-3.5-turbo", "Qwen"),
         description="Further names that mean the same model, for clients with a fixed name.",
     )
 
@@ -210,12 +216,18 @@ class Service(Section):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="Number format of the weights; auto takes the checkpoint's."
     )
-    max_batch: Positive = Field(16, description="Requests that generate at the same time.")
+    max_batch: Positive = Field(32, description="Requests that generate at the same time.")
     max_queue: Positive = Field(
         128, description="Requests that may wait; one more is answered 429 with Retry-After."
     )
     max_context: Positive | None = Field(
         None, description="Tokens of prompt and answer; at most the model's own.", examples=[8192]
+    )
+    kv_memory: Memory | None = Field(
+        None,
+        description="Memory for what running requests keep of their tokens: bytes, or a share of "
+        "what is free once the model is loaded; 0.9 of it on GPUs and 0.5 on CPUs by default.",
+        examples=["8GiB"],
     )
     threads: Positive | None = Field(
         None, description="CPU threads of the engine; PyTorch decides by default.", examples=[8]

@@ -178,6 +178,7 @@ def environment(deployment: Deployment, manifest: Manifest) -> dict[str, str]:
         "QWEN_MAX_BATCH": str(service.max_batch),
         "QWEN_MAX_QUEUE": str(service.max_queue),
         "QWEN_MAX_CONTEXT": str(service.max_context or ""),
+        "QWEN_KV_MEMORY": service.kv_memory or "",
         "QWEN_THREADS": str(service.threads or ""),
         "QWEN_DRAIN_SECONDS": str(service.drain_seconds),
         "QWEN_WEB_UI": _switch(service.web_ui),

@@ -23,6 +23,8 @@ MOST_BYTES = 64 << 20
 def save(session: Session, text: str, model: str) -> str:
     """Writes it whole or not at all, for its owner alone; says what was written."""
     path = Path(text).expanduser()
+    if path.exists():
+        _require_file(path)
     if path.suffix == ".md":
         content = markdown(session, model)
     else:
@@ -42,6 +44,7 @@ def load(session: Session, text: str) -> tuple[Session, str]:
     try:
         if path.stat().st_size > MOST_BYTES:
             raise UsageError(f"{path}: larger than {MOST_BYTES >> 20} MiB")
+        _require_file(path)
         content = path.read_bytes()
     except OSError as error:
         raise UsageError(f"{path}: {(error.strerror or 'unreadable').lower()}") from error
@@ -54,6 +57,12 @@ def load(session: Session, text: str) -> tuple[Session, str]:
         thinks=loaded.thinks,
     )
     return session, f"loaded {_turns(loaded)} from {path}"
+
+
+def _require_file(path: Path) -> None:
+    """A device would be replaced by what is saved, or never end."""
+    if not path.is_file():
+        raise UsageError(f"{path}: is no file")
 
 
 def dumps(session: Session, model: str) -> str:

@@ -81,7 +81,8 @@ def check(target: Path, python: str, accelerator: str) -> None:
             hint="--accelerator cuda; that build runs on the CPU too",
         )
     if target.exists():
-        raise UsageError(f"{target}: exists already", hint=f"rm {target}")
+        hint = f"rm {target}" if target.is_file() else "name a new file"
+        raise UsageError(f"{target}: exists already", hint=hint)
 
 
 def _version(python: str) -> tuple[int, ...]:

@@ -91,7 +91,7 @@ def test_tools_are_called_and_schemas_kept(deployed: Deployed) -> None:
 
 def test_streams_and_the_tutorials_model_name_work(deployed: Deployed) -> None:
     stream = deployed.client.chat.completions.create(
-        model="gpt-3.5-turbo",
+        model="Qwen",
         messages=[{"role": "user", "content": HELLO}],
         temperature=0,
         stream=True,

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import stat
 from pathlib import Path
 from typing import Any
@@ -111,3 +112,14 @@ def test_files_that_cannot_be_read_or_written_are_errors(tmp_path: Path) -> None
     ):
         with pytest.raises(UsageError, match=str(tmp_path)):
             act()
+
+
+@pytest.mark.parametrize("name", ["pipe", "pipe.md"])
+def test_what_is_no_file_is_neither_read_nor_replaced(tmp_path: Path, name: str) -> None:
+    pipe = tmp_path / name
+    os.mkfifo(pipe)
+    with pytest.raises(UsageError, match="is no file"):
+        saved.save(TALKED, str(pipe), "m")
+    with pytest.raises(UsageError, match="is no file"):
+        saved.load(Session(), str(pipe))
+    assert pipe.is_fifo()

@@ -15,7 +15,8 @@ from qwen_deploy.errors import UsageError
 SECTIONS = "hosts, model, weights, service, runtime, pip, ssh"
 SERVICE_KEYS = (
     "address, port, auth, api_key_file, device, gpus, dtype, max_batch, max_queue, max_context, "
-    "threads, drain_seconds, web_ui, metrics, log_prompts, basic_auth, cors_origins, ready_seconds"
+    "kv_memory, threads, drain_seconds, web_ui, metrics, log_prompts, basic_auth, cors_origins, "
+    "ready_seconds"
 )
 WRONG = {
     "[1]": "should be a mapping of keys",
@@ -37,6 +38,7 @@ WRONG = {
     "service: {port: 0}": "service/port: should be greater than 0",
     "service: {port: 65536}": "service/port: should be less than 65536",
     "service: {max_batch: 0}": "service/max_batch: should be greater than 0",
+    "service: {kv_memory: half}": 'service/kv_memory: should be a text like "8GiB" or "0.5"',
     "service: {auth: 1}": "service/auth: should be true or false",
     "service: {auth: 'no'}": "service/auth: should be true or false",
     "service: {device: gpu}": "service/device: should be 'auto', 'cpu' or 'cuda'",
