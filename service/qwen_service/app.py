@@ -66,6 +66,10 @@ def _add_error_mapping(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def invalid_request(request: Request, error: RequestValidationError) -> Response:
+        type = request.headers.get("content-type", "")
+        if request.method == "POST" and not type.partition(";")[0].strip().endswith("json"):
+            reason = f"the body should be sent as content-type: application/json, not {type!r}"
+            return error_response(ApiError(400, reason, code="invalid_json"))
         return error_response(invalid(error.errors()))
 
     @app.exception_handler(HTTPException)

@@ -90,6 +90,10 @@ class Gate:
         if len(headers) > self._settings.max_headers:
             reason = f"a request should have at most {self._settings.max_headers} headers"
             raise ApiError(431, reason, code="too_many_headers")
+        if "content-length" in headers and "transfer-encoding" in headers:
+            # A proxy in front may see another end of the body (RFC 9112, 6.1).
+            scope["state"]["is_over"] = True
+            raise ApiError(400, "the length of the body is given twice", code="bad_http")
         if scope["path"] == "/metrics" and self._settings.metrics == "key":
             self._admit(scope, headers)
         if not scope["path"].startswith(API):
@@ -192,7 +196,8 @@ class _Exchange:
         headers["x-request-id"] = state["request_id"]
         if state.get("meter") and not headers.get("content-type", "").startswith("text/event"):
             headers["openai-processing-ms"] = str(round(self._meter.seconds * 1000))
-        if self._readiness.state == "draining" or state.get("is_crowded"):
+        is_over = state.get("is_crowded") or state.get("is_over")
+        if self._readiness.state == "draining" or is_over:
             # The next request of this client shall find the next process, or a free place.
             headers["connection"] = "close"
 

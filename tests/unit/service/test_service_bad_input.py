@@ -217,3 +217,10 @@ def test_an_object_of_endless_fields_is_refused(service: Service) -> None:
     turn = {"role": "user", "content": "x", **fields}
     error = refused(service.chat(messages=[turn]))
     assert error["param"] == "messages[0]"
+
+
+@pytest.mark.parametrize("type", ["text/plain", "application/x-www-form-urlencoded"])
+def test_a_body_of_another_type_is_told_how_to_be_sent(service: Service, type: str) -> None:
+    body = json.dumps(HELLO).encode()
+    answer = service.ask("POST", CHAT, content=body, headers={"content-type": type})
+    assert "application/json" in refused(answer)["message"]

@@ -165,6 +165,13 @@ def test_a_flood_of_headers_is_refused() -> None:
     assert code(Service().get("/health", headers=headers)) == (431, "too_many_headers")
 
 
+def test_a_body_whose_length_is_given_twice_is_refused() -> None:
+    headers = {"content-length": "1", "transfer-encoding": "chunked"}
+    answer = Service().ask("POST", "/v1/echo", headers=headers, content=b"x")
+    assert code(answer) == (400, "bad_http")
+    assert answer.headers["connection"] == "close"
+
+
 @pytest.mark.parametrize("length", ["99999999", "9" * 5000])
 def test_a_body_that_is_too_large_is_refused_before_it_is_read(length: str) -> None:
     answer = Service().ask("POST", "/v1/echo", headers={"content-length": length}, content=b"x")
