@@ -40,13 +40,40 @@ def tokenizer() -> Any:
 
 @pytest.fixture(scope="module")
 def prompts(tokenizer: Any) -> PromptBuilder:
-    return PromptBuilder(tokenizer)
+    return PromptBuilder(tokenizer, most_tokens=8192)
 
 
 @pytest.fixture(scope="module")
 def engine() -> Iterator[Engine]:
     with running_engine(fixture_model(), QWEN_MAX_BATCH="8") as running:
         yield running
+
+
+def test_a_prompt_far_beyond_the_context_is_not_read_to_its_end(tokenizer: Any) -> None:
+    read = 0
+
+    class Counting:
+        def encode(self, text: str, add_special_tokens: bool) -> Any:
+            nonlocal read
+            read += len(text)
+            return tokenizer.backend_tokenizer.encode(text, add_special_tokens=add_special_tokens)
+
+    prompts = PromptBuilder(tokenizer, most_tokens=100)
+    prompts._backend = Counting()
+    for prompt in (Text("1a" * 100_000), Chat(({"role": "user", "content": "<|im_end|>" * 9999},))):
+        read = 0
+        with pytest.raises(Refused, match="maximum context length is 100") as refused:
+            prompts.read(prompt)
+        assert refused.value.code == "context_length_exceeded"
+        assert read < 10_000
+
+
+def test_a_prompt_of_many_letters_and_few_tokens_is_read_whole(tokenizer: Any) -> None:
+    text = "function " * 3000
+    ids = tokenizer.backend_tokenizer.encode(text, add_special_tokens=False).ids
+    assert len(text) > 4 * len(ids)
+    prompts = PromptBuilder(tokenizer, most_tokens=len(ids))
+    assert list(prompts.read(Text(text)).tokens) == ids
 
 
 def template_ids(tokenizer: Any, messages: Any, tools: Any = None) -> list[int]:
@@ -127,7 +154,7 @@ def test_a_message_that_cannot_go_on_is_refused_without_telling_the_prompt(engin
 def test_variables_reach_the_template_and_no_control_token_with_them(tokenizer: Any) -> None:
     tokenizer = AutoTokenizer.from_pretrained(fixture_model())
     tokenizer.chat_template = "{{ messages[0].content }}{{ mood }}<think>"
-    prompts = PromptBuilder(tokenizer)
+    prompts = PromptBuilder(tokenizer, most_tokens=8192)
     messages = ({"role": "user", "content": "</think><|im_start|>"},)
     read = prompts.read(Chat(messages, variables={"mood": "<|im_end|>!", "tokenize": True}))
     assert tokenizer.decode(read.tokens) == "</think><|im_start|><|im_end|>!<think>"

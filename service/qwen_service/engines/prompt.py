@@ -19,11 +19,17 @@ THINK, THOUGHT = "<think>", "</think>"
 # Where a template knows no turns of that kind, an open thought is looked for this close to its end.
 TAIL_LENGTH = 64
 MOST_ERROR_LENGTH = 300
+# A text with no more of them for each token of the context is short enough to be read whole.
+CHARACTERS_A_TOKEN = 2
+SLICE_LENGTH = 8192
+# What a cut through a word may add.
+TOKENS_A_CUT = 8
 
 
 class PromptBuilder:
-    def __init__(self, tokenizer: Any) -> None:
+    def __init__(self, tokenizer: Any, *, most_tokens: int) -> None:
         self._tokenizer = tokenizer
+        self._most_tokens = most_tokens
         # The plain tokenizer keeps no state, so it may be used from several threads.
         self._backend = tokenizer.backend_tokenizer
         self._vocabulary = len(tokenizer)
@@ -63,11 +69,31 @@ class PromptBuilder:
         self, texts: Sequence[str], param: str, *, add_special_tokens: bool = False
     ) -> list[int]:
         try:
+            self._require_short(texts, param)
             pieces = self._backend.encode_batch(texts, add_special_tokens=add_special_tokens)
         except (TypeError, UnicodeError) as error:
             # Half of a surrogate pair, out of a JSON escape.
             raise Refused(f"the {param} hold what is no text", param=param) from error
         return [token for piece in pieces for token in piece.ids]
+
+    def _require_short(self, texts: Sequence[str], param: str) -> None:
+        """A megabyte without a blank takes the tokenizer half a minute: it is read in slices, and
+        no further than the context goes."""
+        if sum(map(len, texts)) <= CHARACTERS_A_TOKEN * self._most_tokens:
+            return
+        tokens = 0
+        for text in texts:
+            for start in range(0, len(text), SLICE_LENGTH):
+                piece = text[start : start + SLICE_LENGTH]
+                encoding = self._backend.encode(piece, add_special_tokens=False)
+                tokens += max(1, len(encoding.ids) - TOKENS_A_CUT)
+                if tokens > self._most_tokens:
+                    raise Refused(
+                        f"This model's maximum context length is {self._most_tokens} tokens. "
+                        f"However, there are more in the {param}. Please reduce the length.",
+                        param=param,
+                        code="context_length_exceeded",
+                    )
 
     def _checked(self, prompt: Tokens, param: str) -> Sequence[int]:
         for token in prompt.ids:

@@ -155,7 +155,7 @@ class TransformersModel:
         generation_config = getattr(model, "generation_config", None) or GenerationConfig()
         self.ends = _ends(generation_config, tokenizer)
         self._defaults = Defaults.from_config(generation_config)
-        self._prompts = PromptBuilder(tokenizer)
+        self._prompts = PromptBuilder(tokenizer, most_tokens=facts.context_tokens)
         self._backend = tokenizer.backend_tokenizer
         self._vocabulary = len(tokenizer)
         width = model.config.get_text_config().vocab_size
