@@ -178,6 +178,6 @@ def test_embeddings_come_in_the_clients_own_format() -> None:
         plain = client.embeddings.create(model=MODEL, input=["a", "bbb"], encoding_format="float")
         for mine, theirs in zip(packed.data, plain.data, strict=True):
             assert mine.embedding == pytest.approx(theirs.embedding)
-        with pytest.raises(openai.BadRequestError) as refused:
+        with pytest.raises(openai.NotFoundError) as refused:
             client.chat.completions.create(model=MODEL, messages=user("Hi"))
         assert refused.value.code == "not_a_chat_model"

@@ -59,7 +59,7 @@ class Service:
         self.require_model(name)
         if self.facts.kind != kind:
             reason = f"The model `{name}` is for {self.facts.kind} and not for {kind}"
-            raise ApiError(400, reason, param="model", code=NOT_SUCH[kind])
+            raise ApiError(404, reason, param="model", code=NOT_SUCH[kind])
 
     def head(self, prefix: str, model: str) -> Head:
         identity = f"{prefix}-{uuid.uuid4().hex}"

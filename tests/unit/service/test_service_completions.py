@@ -170,14 +170,14 @@ def test_a_wrong_field_of_embeddings_is_named(fields: dict[str, Any], param: str
 
 def test_a_model_serves_what_it_was_made_for() -> None:
     response = Service().post("/v1/embeddings", input="a")
-    assert (response.status_code, error_of(response)["code"]) == (400, "not_an_embedding_model")
+    assert (response.status_code, error_of(response)["code"]) == (404, "not_an_embedding_model")
     for url, fields in (
         ("/v1/completions", {"prompt": "a"}),
         ("/v1/chat/completions", {"messages": [{"role": "user", "content": "a"}]}),
         ("/v1/responses", {"input": "a"}),
     ):
         response = embedding().post(url, **fields)
-        assert (response.status_code, error_of(response)["code"]) == (400, "not_a_chat_model")
+        assert (response.status_code, error_of(response)["code"]) == (404, "not_a_chat_model")
     assert embedding().post("/v1/embeddings", input="a").status_code == 200
 
 
