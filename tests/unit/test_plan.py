@@ -162,11 +162,11 @@ BEFORE: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "settings": (
         release_of(service={"max_batch": 3, "max_queue": 7}).content,
-        " (max_batch 3 -> 16; max_queue 7 -> 128)",
+        " (max_batch 3 -> 32; max_queue 7 -> 128)",
     ),
     "a setting that had no value": (
         {"settings": RELEASE.content["settings"] | {"QWEN_MAX_BATCH": ""}},
-        " (max_batch default -> 16)",
+        " (max_batch default -> 32)",
     ),
     "a setting that has none now": (
         release_of(service={"threads": 2}).content,
