@@ -118,14 +118,14 @@ def test_a_model_comes_from_the_hubs_and_is_proven(
 def test_a_transfer_goes_on_without_its_operator_and_is_found_by_another(
     lab: Lab, controller: Controller, hub: Hub, host: Host, folder: Path, tmp_path: Path
 ) -> None:
-    configure(controller, host, limit_rate="8M")
+    configure(controller, host, limit_rate="2M")
     process = controller.start("weights", "pull")
     try:
         until_bytes(host, 4 * MIB)
     finally:
         kill(process)
     other = make_controller(lab, hub, tmp_path / "other")
-    configure(other, host, limit_rate="8M")
+    configure(other, host, limit_rate="2M")
     (seen,) = other.events("weights", "status")
     assert seen["status"]["phase"] == "fetching"
     assert other.events("weights", "pull")[-1]["outcome"] == "changed"
