@@ -319,7 +319,7 @@ def test_drift_is_repaired(served: Served) -> None:
     assert "service: repair" in done.stderr
     assert "runtime: build the cpu environment" in done.stderr
     assert "# edited" not in host.read("/etc/systemd/system/qwen.service")
-    assert 'QWEN_MAX_BATCH="16"' in host.read(environment)
+    assert 'QWEN_MAX_BATCH="32"' in host.read(environment)
     assert service.unit(host)["UnitFileState"] == "enabled"
     assert service.answer(host, served.key, HELLO) == answer_to(HELLO)
 
