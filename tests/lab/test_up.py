@@ -311,7 +311,7 @@ def test_drift_is_repaired(served: Served) -> None:
     served.controller.configure(host)
     host.run("echo '# edited' >> /etc/systemd/system/qwen.service")
     environment = f"/opt/qwen-deploy/releases/{served.releases[0]}/environment"
-    host.run(f"sed -i s/16/3/ {environment}")
+    host.run(f"sed -i s/32/3/ {environment}")
     packages = "/opt/qwen-deploy/current/venv/lib/python3*/site-packages"
     host.run(f"rm -r {packages}/uvicorn")
     host.run("systemctl disable --now qwen.service qwen.socket")
