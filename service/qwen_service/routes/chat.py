@@ -16,7 +16,7 @@ from qwen_service.protocol.base import header_of
 from qwen_service.protocol.chat import ChatRequest, NamelessChatRequest
 from qwen_service.routes.service import EVENTS, Service
 from qwen_service.wire import chat as wire
-from qwen_service.wire.head import Usage
+from qwen_service.wire.head import Usage, completion
 from starlette.responses import Response
 
 ANSWERS: dict[int | str, dict[str, Any]] = {200: {"model": ChatCompletion, "content": EVENTS}}
@@ -58,7 +58,7 @@ async def _answer(service: Service, body: ChatRequest, model: str, request: Requ
         return [wire.Choice(at, reader, is_legacy=is_legacy) for at, reader in enumerate(readers)]
 
     def render(grown: Sequence[wire.Choice], usage: Usage) -> Mapping[str, Any]:
-        return wire.completion(head, grown, usage, with_logprobs=with_logprobs)
+        return completion(head, "chat.completion", grown, usage, with_logprobs=with_logprobs)
 
     try:
         if body.stream:

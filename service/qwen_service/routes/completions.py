@@ -23,7 +23,7 @@ from qwen_service.protocol.completions import (
 from qwen_service.reply import as_api_error
 from qwen_service.routes.service import EVENTS, Service
 from qwen_service.wire import completions as wire
-from qwen_service.wire.head import Usage
+from qwen_service.wire.head import Usage, completion
 from starlette.responses import Response
 
 ANSWERS: dict[int | str, dict[str, Any]] = {200: {"model": Completion, "content": EVENTS}}
@@ -73,7 +73,7 @@ async def _answer(
         return [wire.Choice(index, echo) for index, echo in enumerate(echoes)]
 
     def render(grown: Sequence[wire.Choice], usage: Usage) -> Mapping[str, Any]:
-        return wire.completion(head, grown, usage, with_logprobs=with_logprobs)
+        return completion(head, "text_completion", grown, usage, with_logprobs=with_logprobs)
 
     if body.stream:
         return await service.stream(request, reply, chunks, header_of(ignored))

@@ -11,7 +11,7 @@ from typing import Any
 from qwen_service.engine import Finished, Logprob, Piece
 from qwen_service.errors import ApiError
 from qwen_service.formats.parts import CallArguments, CallBegan, Part, Reader, Said, Thought
-from qwen_service.wire.events import DONE, around, event, quoted
+from qwen_service.wire.events import DONE, GAP, around, event, quoted
 from qwen_service.wire.head import Head, Usage
 
 
@@ -91,19 +91,6 @@ class Choice:
         }
 
 
-def completion(
-    head: Head, choices: Sequence[Choice], usage: Usage, *, with_logprobs: bool
-) -> dict[str, Any]:
-    rendered = head.render("chat.completion")
-    rendered["choices"] = [choice.render(with_logprobs=with_logprobs) for choice in choices]
-    rendered["usage"] = usage.render()
-    return rendered
-
-
-# Stands for the text of a chunk while its surroundings are written.
-GAP = "\x00text\x00"
-
-
 class Chunks:
     """The chunks of one stream, each as one server-sent event."""
 
@@ -120,7 +107,7 @@ class Chunks:
         self._thought = [self._around(index, "reasoning_content") for index in range(len(readers))]
 
     def _around(self, index: int, field: str) -> tuple[str, str]:
-        return around(self._data(index, {field: GAP}), GAP)
+        return around(self._data(index, {field: GAP}))
 
     def first(self) -> str:
         begin = {"role": "assistant", "content": ""}

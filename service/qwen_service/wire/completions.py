@@ -10,10 +10,8 @@ from typing import Any
 
 from qwen_service.engine import Finished, Logprob, Piece
 from qwen_service.errors import ApiError
-from qwen_service.wire.events import DONE, around, event, quoted
+from qwen_service.wire.events import DONE, GAP, around, event, quoted
 from qwen_service.wire.head import Head, Usage
-
-GAP = "\x00text\x00"
 
 
 class Logprobs:
@@ -60,15 +58,6 @@ class Choice:
         }
 
 
-def completion(
-    head: Head, choices: Sequence[Choice], usage: Usage, *, with_logprobs: bool
-) -> dict[str, Any]:
-    rendered = head.render("text_completion")
-    rendered["choices"] = [choice.render(with_logprobs=with_logprobs) for choice in choices]
-    rendered["usage"] = usage.render()
-    return rendered
-
-
 class Chunks:
     """The chunks of one stream, each as one server-sent event."""
 
@@ -77,7 +66,7 @@ class Chunks:
         self._usage: dict[str, Any] = {"usage": None} if with_usage else {}
         self._echoes = echoes
         self._logprobs = [Logprobs() for _ in echoes]
-        self._said = [around(self._data(index, GAP), GAP) for index in range(len(echoes))]
+        self._said = [around(self._data(index, GAP)) for index in range(len(echoes))]
 
     def first(self) -> str:
         return "".join(

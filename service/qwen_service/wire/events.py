@@ -12,6 +12,8 @@ from typing import Any
 
 DONE = "data: [DONE]\n\n"
 KEEP_ALIVE = ": keep-alive\n\n"
+# Stands for the text of an event while its surroundings are written.
+GAP = "\x00text\x00"
 
 # The text of a string in JSON; written in C, and all that a token costs.
 quoted = encode_basestring
@@ -25,7 +27,7 @@ def event(data: Mapping[str, Any]) -> str:
     return f"data: {dump(data)}\n\n"
 
 
-def around(data: Mapping[str, Any], gap: str) -> tuple[str, str]:
-    """The event up to the place of this text, and from there on."""
-    before, _, after = event(data).partition(quoted(gap))
+def around(data: Mapping[str, Any]) -> tuple[str, str]:
+    """The event up to the gap, and from there on."""
+    before, _, after = event(data).partition(quoted(GAP))
     return before, after

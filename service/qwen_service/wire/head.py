@@ -5,8 +5,9 @@ Knows no route.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,3 +38,17 @@ class Usage:
             "completion_tokens": self.completion_tokens,
             "total_tokens": self.prompt_tokens + self.completion_tokens,
         }
+
+
+class Choice(Protocol):
+    def render(self, *, with_logprobs: bool) -> dict[str, Any]: ...
+
+
+def completion(
+    head: Head, kind: str, choices: Sequence[Choice], usage: Usage, *, with_logprobs: bool
+) -> dict[str, Any]:
+    """A whole answer of that kind."""
+    rendered = head.render(kind)
+    rendered["choices"] = [choice.render(with_logprobs=with_logprobs) for choice in choices]
+    rendered["usage"] = usage.render()
+    return rendered
