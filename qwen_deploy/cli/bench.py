@@ -131,27 +131,29 @@ def _levels(
     payloads = load.payloads(target.model)
     out.note(f"mix: {mix.DESCRIPTION}; greedy, at most {load.max_tokens} tokens, seed {load.seed}")
     levels: list[Level] = []
+    now = "before the first figure"
     try:
         first = Connection(target).ask(next(payloads))  # what is slow once is no figure
-    except KeyboardInterrupt:
-        return levels, Interrupted("interrupted before the first figure")
-    if first.error:
-        return levels, QwenDeployError(f"the first request failed: {first.error}")
-    for concurrency in wanted:
-        extent = load.extent(concurrency)
+        if first.error:
+            return levels, QwenDeployError(f"the first request failed: {first.error}")
+        for concurrency in wanted:
+            now = f"at {concurrency} at a time"
+            extent = load.extent(concurrency)
 
-        def tell(round: Round, extent: Extent = extent) -> None:
-            out.now(_progress(round, extent))
+            def tell(round: Round, extent: Extent = extent) -> None:
+                out.now(_progress(round, extent))
 
-        round = measure(target, concurrency, extent, payloads, tell=tell, clock=time.monotonic)
-        out.now(None)
-        if round.samples:
-            levels.append(figures.level(concurrency, round.samples))
-            out.note(_line(levels[-1]))
-        if round.is_interrupted:
-            return levels, Interrupted(f"interrupted at {concurrency} at a time")
-        if round.is_given_up:
-            return levels, QwenDeployError(f"gave up at {concurrency} at a time: only failures")
+            round = measure(target, concurrency, extent, payloads, tell=tell, clock=time.monotonic)
+            out.now(None)
+            if round.samples:
+                levels.append(figures.level(concurrency, round.samples))
+                out.note(_line(levels[-1]))
+            if round.is_interrupted:
+                return levels, Interrupted(f"interrupted {now}")
+            if round.is_given_up:
+                return levels, QwenDeployError(f"gave up {now}: only failures")
+    except KeyboardInterrupt:  # between two levels
+        return levels, Interrupted(f"interrupted {now}")
     return levels, None
 
 

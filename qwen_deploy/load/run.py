@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from qwen_deploy.load.request import Connection, Sample, Target
@@ -47,8 +48,8 @@ def measure(
 ) -> Round:
     """Ctrl-C ends it, and what was measured until then is returned."""
     crew = _Crew(target, Round(concurrency), extent, payloads, clock)
-    crew.start()
     try:
+        crew.start()
         while crew.is_at_work(POLL_SECONDS):
             tell(crew.round)
     except KeyboardInterrupt:
@@ -98,7 +99,8 @@ class _Crew:
         for connection in self._connections:
             connection.close()
         for thread in self._threads:
-            thread.join()
+            with suppress(RuntimeError):  # Ctrl-C came before this one was started
+                thread.join()
 
     def _work(self, connection: Connection) -> None:
         while (payload := self._next()) is not None:
