@@ -28,7 +28,7 @@ from qwen_service.engine import (
 )
 from qwen_service.engines import transformers as engine_module
 from qwen_service.engines.transformers import TransformersModel
-from qwen_service.inference import InferenceEngine
+from qwen_service.inference.thread import InferenceEngine
 from qwen_service.settings import Settings
 from qwen_service.settings import load as load_settings
 

@@ -10,8 +10,8 @@ from typing import Any
 import httpx
 from qwen_service.app import create_app
 from qwen_service.engine import Chat, Generation
-from qwen_service.notify import Notifier
-from qwen_service.readiness import Readiness
+from qwen_service.lifecycle.notify import Notifier
+from qwen_service.lifecycle.readiness import Readiness
 from qwen_service.settings import Settings, load
 
 from tests.fake_engine import FakeEngine

@@ -14,14 +14,15 @@ from collections.abc import Iterator
 
 import uvicorn
 
-from qwen_service import engines, logs
+from qwen_service import engines
 from qwen_service.app import create_app
 from qwen_service.connection import MOST_HEAD_BYTES, protocol
-from qwen_service.notify import Notifier, inherited_socket, watchdog_seconds
-from qwen_service.readiness import Readiness
-from qwen_service.selftest import SelfTest
+from qwen_service.lifecycle.notify import Notifier, inherited_socket, watchdog_seconds
+from qwen_service.lifecycle.readiness import Readiness
+from qwen_service.lifecycle.selftest import SelfTest
+from qwen_service.lifecycle.supervisor import Supervisor
+from qwen_service.middleware import logs
 from qwen_service.settings import Settings, SettingsError, load
-from qwen_service.supervisor import Supervisor
 
 log = logging.getLogger("qwen_service")
 

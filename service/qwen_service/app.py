@@ -10,13 +10,14 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
 from starlette.exceptions import HTTPException
 
-from qwen_service import __version__, document, operation, webui
-from qwen_service.auth import Keys
+from qwen_service import __version__, document, webui
 from qwen_service.engine import Engine
 from qwen_service.errors import ApiError
-from qwen_service.gate import error_response
+from qwen_service.lifecycle.readiness import Readiness
+from qwen_service import operation
+from qwen_service.middleware.auth import Keys
+from qwen_service.middleware.gate import error_response
 from qwen_service.protocol.invalid import invalid
-from qwen_service.readiness import Readiness
 from qwen_service.routes.chat import chat_routes
 from qwen_service.routes.completions import completion_routes
 from qwen_service.routes.embeddings import embedding_routes

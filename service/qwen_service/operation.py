@@ -5,11 +5,11 @@ from __future__ import annotations
 from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
 
-from qwen_service.auth import Keys
 from qwen_service.engine import Engine
-from qwen_service.gate import Gate
-from qwen_service.metrics import Metrics
-from qwen_service.readiness import Readiness
+from qwen_service.lifecycle.readiness import Readiness
+from qwen_service.middleware.auth import Keys
+from qwen_service.middleware.gate import Gate
+from qwen_service.middleware.metrics import Metrics
 from qwen_service.routes.metrics import metrics_routes
 from qwen_service.settings import Settings
 

@@ -18,8 +18,8 @@ import psutil
 from qwen_service.__main__ import bind, make_server
 from qwen_service.app import create_app
 from qwen_service.engine import Event, Finished, Generation, Piece, Started
-from qwen_service.notify import Notifier
-from qwen_service.readiness import Readiness
+from qwen_service.lifecycle.notify import Notifier
+from qwen_service.lifecycle.readiness import Readiness
 from qwen_service.settings import load
 
 from tests.fake_engine import FACTS, FakeEngine

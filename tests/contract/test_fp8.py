@@ -11,7 +11,7 @@ import torch
 from qwen_service.engine import Sampling
 from qwen_service.engines import transformers as engine_module
 from qwen_service.engines.transformers import TransformersModel
-from qwen_service.model import Chosen, ReadPrompt
+from qwen_service.inference.model import Chosen, ReadPrompt
 from qwen_service.settings import load as load_settings
 from safetensors.torch import load_file, save_file
 from torch import Tensor

@@ -5,9 +5,11 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence, Set
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+
+import pytest
 
 ROOT = Path(__file__).parents[2]
 
@@ -41,10 +43,13 @@ EDGES: dict[str, tuple[str, ...]] = {
     "llguidance": ("service/qwen_service/engines/grammar.py",),
     "fastapi": ("service/qwen_service",),
     "uvicorn": ("service/qwen_service",),
-    "prometheus_client": ("service/qwen_service/metrics.py", "service/qwen_service/routes"),
+    "prometheus_client": (
+        "service/qwen_service/middleware/metrics.py",
+        "service/qwen_service/routes",
+    ),
 }
 # Below each line stands what it may import; the same line is one layer.
-LAYERS = (
+LAYERS_OF_CONTROLLER = (
     {"__main__"},
     {"cli"},
     {"rollout", "removal", "packing", "access"},
@@ -63,7 +68,6 @@ LAYERS = (
     {"events"},
     {"__init__"},
 )
-# The same of the host's weights program; archives and sources read one another's streams.
 LAYERS_OF_WEIGHTS = (
     {"__main__"},
     {"housekeeping"},
@@ -78,6 +82,28 @@ LAYERS_OF_WEIGHTS = (
     {"errors"},
     {"__init__"},
 )
+LAYERS_OF_SERVICE = (
+    {"__main__"},
+    {"app"},
+    {"operation"},
+    {"routes"},
+    {"streams", "webui"},
+    {"middleware", "wire", "document"},
+    {"lifecycle", "reply", "connection"},
+    {"engines"},
+    {"inference", "conversion"},
+    {"protocol"},
+    {"formats"},
+    {"engine", "settings"},
+    {"errors"},
+    {"__init__"},
+)
+MUTUAL = {"archives", "sources"}  # they read one another's streams
+LAYERS = {
+    "qwen_deploy": LAYERS_OF_CONTROLLER,
+    "qwen_service": LAYERS_OF_SERVICE,
+    "qwen_weights": LAYERS_OF_WEIGHTS,
+}
 SLOW_TO_IMPORT = (
     *("fabric", "paramiko", "pydantic", "yaml", "ansible_runner", "httpx", "rich"),
     *("requests", "huggingface_hub", "modelscope", "modelscope_hub"),
@@ -99,9 +125,10 @@ class Source:
         return {name.split(".")[0] for name in self.imports}
 
     @property
-    def module(self) -> str:
-        """The controller's module or package that it is or lies in."""
-        return self.name.split("/")[1].removesuffix(".py")
+    def place(self) -> tuple[str, str]:
+        """The program, and the module or package of it, that this is or lies in."""
+        program, module = self.name.removeprefix("service/").split("/")[:2]
+        return program, module.removesuffix(".py")
 
 
 def read(path: Path) -> Source:
@@ -143,41 +170,21 @@ def test_what_runs_on_hosts_knows_only_itself() -> None:
         assert source.packages & packages <= may, source.name
 
 
-def layer_of(module: str, layers: Sequence[Set[str]] = LAYERS) -> int:
-    (layer,) = (number for number, names in enumerate(layers) if module in names)
-    return layer
-
-
-def test_the_controller_imports_downward_only() -> None:
+@pytest.mark.parametrize("program", LAYERS)
+def test_a_program_imports_downward_only(program: str) -> None:
+    layer = {name: at for at, names in enumerate(LAYERS[program]) for name in names}
+    modules = [source for source in MODULES if source.place[0] == program]
     upward = [
         (source.name, other)
-        for source in CONTROLLER
-        for other in {
-            name.split(".")[1] for name in source.imports if name.startswith("qwen_deploy.")
-        }
-        if other not in (source.module, "__version__")
-        if layer_of(other) <= layer_of(source.module)
+        for source in modules
+        for name in source.imports
+        if name.startswith(f"{program}.")
+        for other in [name.split(".")[1]]
+        if other not in (source.place[1], "__version__")
+        if layer[other] <= layer[source.place[1]] and {other, source.place[1]} != MUTUAL
     ]
     assert not upward
-
-
-def test_every_module_of_the_controller_has_its_layer() -> None:
-    assert {source.module for source in CONTROLLER} == set().union(*LAYERS)
-
-
-def test_the_weights_program_imports_downward_only() -> None:
-    weights = [source for source in ON_HOSTS if source.name.startswith("service/qwen_weights/")]
-    places = {source.name: source.name.split("/")[2].removesuffix(".py") for source in weights}
-    upward = [
-        (source.name, other)
-        for source in weights
-        for other in {
-            name.split(".")[1] for name in source.imports if name.startswith("qwen_weights.")
-        }
-        if layer_of(other, LAYERS_OF_WEIGHTS) < layer_of(places[source.name], LAYERS_OF_WEIGHTS)
-    ]
-    assert not upward
-    assert set(places.values()) == set().union(*LAYERS_OF_WEIGHTS)
+    assert {source.place[1] for source in modules} == layer.keys()
 
 
 def test_a_module_says_what_it_owns_and_stays_small() -> None:
@@ -190,7 +197,7 @@ def test_only_the_command_line_prints() -> None:
     printing = [
         source.name
         for source in CONTROLLER
-        if source.module not in ("cli", "host_side", "__main__")
+        if source.place[1] not in ("cli", "host_side", "__main__")
         for node in ast.walk(source.tree)
         if isinstance(node, ast.Name | ast.Attribute)
         if ast.unparse(node) in ("print", "sys.stdout", "sys.stderr")

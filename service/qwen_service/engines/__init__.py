@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 from qwen_service.engine import Engine, Loading, Report
 from qwen_service.engines import checkpoint
-from qwen_service.inference import InferenceEngine
-from qwen_service.model import Model
+from qwen_service.inference.model import Model
+from qwen_service.inference.thread import InferenceEngine
 from qwen_service.settings import Settings
 
 

@@ -18,7 +18,7 @@ from qwen_service.engines.logprobs import Vocabulary
 from qwen_service.engines.reading import Reading
 from qwen_service.engines.rows import Prefill, Row, Running
 from qwen_service.engines.sampling import choose
-from qwen_service.model import Chosen, StepFailed
+from qwen_service.inference.model import Chosen, StepFailed
 
 # Storage grows by so many tokens a row at a time, and a row joins only where that much is left.
 ROOM_TOKENS = 64

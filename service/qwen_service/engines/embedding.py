@@ -17,7 +17,7 @@ from torch import Tensor
 from qwen_service.engine import EngineError
 from qwen_service.engines.reading import Reading
 from qwen_service.engines.rows import Prefill, Row
-from qwen_service.model import Chosen, StepFailed, Vector
+from qwen_service.inference.model import Chosen, StepFailed, Vector
 
 MODULES = "modules.json"
 POOLINGS = {

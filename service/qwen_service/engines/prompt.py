@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from qwen_service.engine import Chat, Prompt, Refused, Text, Tokens
-from qwen_service.model import ReadPrompt
+from qwen_service.inference.model import ReadPrompt
 
 TURN = "<|im_start|>"
 THINK, THOUGHT = "<think>", "</think>"

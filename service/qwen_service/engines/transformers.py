@@ -40,7 +40,7 @@ from qwen_service.engines.placement import Placement, choose_placement
 from qwen_service.engines.prompt import PromptBuilder
 from qwen_service.engines.rows import Row
 from qwen_service.engines.sampling import Defaults, Sampler
-from qwen_service.model import Chosen, ReadPrompt, Vector
+from qwen_service.inference.model import Chosen, ReadPrompt, Vector
 from qwen_service.settings import Settings
 
 PERCENT_STEP = 5

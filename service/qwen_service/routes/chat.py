@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fastapi import APIRouter, Request
-from qwen_service import chat
+from qwen_service.conversion import chat
 from qwen_service.errors import ApiError
 from qwen_service.protocol.answers import ChatCompletion
 from qwen_service.protocol.base import header_of

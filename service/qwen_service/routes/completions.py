@@ -10,7 +10,7 @@ from typing import Any
 
 from fastapi import APIRouter, Request
 from fastapi.concurrency import run_in_threadpool
-from qwen_service import generation
+from qwen_service.conversion import generation
 from qwen_service.engine import EngineError, Prompt, Text, Tokens
 from qwen_service.protocol.answers import Completion
 from qwen_service.protocol.base import header_of, wrong

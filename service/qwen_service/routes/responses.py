@@ -10,7 +10,8 @@ from dataclasses import replace
 from typing import Any
 
 from fastapi import APIRouter, Request
-from qwen_service import chat, converse
+from qwen_service.conversion import chat
+from qwen_service.conversion import responses as converse
 from qwen_service.errors import ApiError
 from qwen_service.protocol.base import header_of
 from qwen_service.protocol.responses import ResponsesRequest

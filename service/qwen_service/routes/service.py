@@ -14,7 +14,7 @@ from typing import Any, Protocol
 from fastapi import Request
 from qwen_service.engine import Embedding, Engine, Finished, Generation, ModelFacts, Piece
 from qwen_service.errors import ApiError
-from qwen_service.readiness import Readiness
+from qwen_service.lifecycle.readiness import Readiness
 from qwen_service.reply import Reply
 from qwen_service.settings import Settings
 from qwen_service.streams import Chunks, EventStream, unless_client_leaves

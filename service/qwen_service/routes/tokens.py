@@ -9,7 +9,7 @@ from typing import Any
 
 from fastapi import APIRouter
 from fastapi.concurrency import run_in_threadpool
-from qwen_service import chat
+from qwen_service.conversion import chat
 from qwen_service.engine import EngineError, Prompt, Text
 from qwen_service.protocol.base import header_of, not_supported, wrong
 from qwen_service.protocol.chat import ChatRequest

@@ -18,7 +18,7 @@ from starlette.responses import (
 )
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from qwen_service.readiness import Readiness
+from qwen_service.lifecycle.readiness import Readiness
 from qwen_service.settings import Settings
 from qwen_service.webui import pages, texts
 from qwen_service.webui.fence import ASSETS, CALLS, marked, page_of

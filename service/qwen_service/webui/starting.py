@@ -10,7 +10,7 @@ import logging
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING
 
-from qwen_service.readiness import Readiness
+from qwen_service.lifecycle.readiness import Readiness
 from qwen_service.settings import Settings
 from qwen_service.webui.texts import BY_LANGUAGE, Language
 

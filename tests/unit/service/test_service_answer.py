@@ -7,9 +7,9 @@ from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
 import pytest
-from qwen_service.answer import Answer, Detokenizer, StopMatcher
 from qwen_service.engine import Finished, Logprob, Piece
-from qwen_service.model import Chosen
+from qwen_service.inference.answer import Answer, Detokenizer, StopMatcher
+from qwen_service.inference.model import Chosen
 
 END = 256
 

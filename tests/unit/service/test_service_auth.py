@@ -8,7 +8,7 @@ import logging
 from pathlib import Path
 
 import pytest
-from qwen_service.auth import Keys, credentials, parse
+from qwen_service.middleware.auth import Keys, credentials, parse
 
 
 def line(name: str, key: str) -> str:

@@ -16,11 +16,11 @@ import httpx
 import pytest
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import StreamingResponse
+from qwen_service.lifecycle.notify import Notifier
+from qwen_service.lifecycle.readiness import Readiness
 from qwen_service import operation
-from qwen_service.auth import Key, Keys
-from qwen_service.limits import RateLimits
-from qwen_service.notify import Notifier
-from qwen_service.readiness import Readiness
+from qwen_service.middleware.auth import Key, Keys
+from qwen_service.middleware.limits import RateLimits
 from qwen_service.settings import Settings, load
 
 from tests.fake_engine import FakeEngine

@@ -11,7 +11,6 @@ from contextlib import contextmanager
 from dataclasses import replace
 
 import pytest
-from qwen_service.desk import IDLE_TICK_SECONDS
 from qwen_service.engine import (
     Broken,
     Chat,
@@ -34,9 +33,10 @@ from qwen_service.engine import (
     Started,
     Text,
 )
-from qwen_service.inference import InferenceEngine
-from qwen_service.model import Chosen, ReadPrompt, StepFailed, Vector
-from qwen_service.request import Request
+from qwen_service.inference.desk import IDLE_TICK_SECONDS
+from qwen_service.inference.model import Chosen, ReadPrompt, StepFailed, Vector
+from qwen_service.inference.request import Request
+from qwen_service.inference.thread import InferenceEngine
 
 DEADLINE_SECONDS = 10
 END = 0

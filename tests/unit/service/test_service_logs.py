@@ -7,7 +7,6 @@ import logging
 import re
 
 import pytest
-from qwen_service import logs
 from qwen_service.engine import (
     Chat,
     EngineError,
@@ -15,6 +14,7 @@ from qwen_service.engine import (
     Text,
     Tokens,
 )
+from qwen_service.middleware import logs
 
 from tests.fake_engine import FakeEngine
 

@@ -8,9 +8,9 @@ import pytest
 from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 from qwen_service.engine import ModelFacts, Stats
-from qwen_service.metrics import Meter, Metrics
-from qwen_service.notify import Notifier
-from qwen_service.readiness import Readiness
+from qwen_service.lifecycle.notify import Notifier
+from qwen_service.lifecycle.readiness import Readiness
+from qwen_service.middleware.metrics import Meter, Metrics
 from qwen_service.settings import load
 
 from tests.fake_engine import FakeEngine

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from qwen_service.notify import Notifier, inherited_socket, watchdog_seconds
-from qwen_service.readiness import Readiness
+from qwen_service.lifecycle.notify import Notifier, inherited_socket, watchdog_seconds
+from qwen_service.lifecycle.readiness import Readiness
 
 
 @pytest.fixture

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import pytest
-from qwen_service import progress, selftest, supervisor
 from qwen_service.engine import EngineError, Failed, Generation, ModelFacts, Stats
-from qwen_service.progress import Progress
-from qwen_service.readiness import SelfTests
-from qwen_service.selftest import SelfTest
+from qwen_service.lifecycle import progress, selftest, supervisor
+from qwen_service.lifecycle.progress import Progress
+from qwen_service.lifecycle.readiness import SelfTests
+from qwen_service.lifecycle.selftest import SelfTest
 
 from tests.fake_engine import FakeEngine
 

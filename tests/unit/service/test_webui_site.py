@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 from qwen_service.app import create_app
-from qwen_service.auth import Keys
 from qwen_service.engine import ModelFacts
-from qwen_service.notify import Notifier
-from qwen_service.readiness import Readiness
+from qwen_service.lifecycle.notify import Notifier
+from qwen_service.lifecycle.readiness import Readiness
+from qwen_service.middleware.auth import Keys
 from qwen_service.settings import load
 from qwen_service.webui.sessions import LASTS_SECONDS, MOST, Sessions
 from qwen_service.webui.site import Site

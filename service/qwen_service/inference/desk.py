@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 
 from qwen_service.engine import Embedding, Event, Generation, NotServing, QueueFull
-from qwen_service.request import Request
+from qwen_service.inference.request import Request
 
 IDLE_TICK_SECONDS = 0.5
 

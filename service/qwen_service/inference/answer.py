@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Callable, Collection, Iterator, Sequence
 
 from qwen_service.engine import Event, Finished, Logprob, Piece
-from qwen_service.model import Chosen
+from qwen_service.inference.model import Chosen
 
 Decode = Callable[[Sequence[int]], str]
 INCOMPLETE = "\ufffd"

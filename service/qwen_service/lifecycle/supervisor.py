@@ -28,9 +28,9 @@ from qwen_service.engine import (
     Stats,
     Text,
 )
-from qwen_service.progress import Progress
-from qwen_service.readiness import Readiness
-from qwen_service.selftest import SelfTest
+from qwen_service.lifecycle.progress import Progress
+from qwen_service.lifecycle.readiness import Readiness
+from qwen_service.lifecycle.selftest import SelfTest
 from qwen_service.settings import Settings
 
 log = logging.getLogger("qwen_service")

@@ -9,7 +9,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from qwen_service.answer import Answer
 from qwen_service.engine import (
     Chat,
     Embedding,
@@ -19,7 +18,8 @@ from qwen_service.engine import (
     Refused,
     Started,
 )
-from qwen_service.model import Model
+from qwen_service.inference.answer import Answer
+from qwen_service.inference.model import Model
 
 
 @dataclass(slots=True, eq=False)

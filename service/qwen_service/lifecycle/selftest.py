@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 
-from qwen_service.around import AroundEngine
 from qwen_service.engine import (
     Embedded,
     Embedding,
@@ -27,7 +26,8 @@ from qwen_service.engine import (
     Stats,
     Text,
 )
-from qwen_service.readiness import SelfTests
+from qwen_service.inference.around import AroundEngine
+from qwen_service.lifecycle.readiness import SelfTests
 
 PROMPT = Text("1")
 # A test follows a test after this long, and after as many times its own length: on a slow CPU an

@@ -17,12 +17,12 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from qwen_service import logs
-from qwen_service.auth import Keys, credentials
 from qwen_service.errors import ApiError
-from qwen_service.limits import RateLimits
-from qwen_service.metrics import NOBODY, Meter, Metrics
-from qwen_service.readiness import Readiness
+from qwen_service.lifecycle.readiness import Readiness
+from qwen_service.middleware import logs
+from qwen_service.middleware.auth import Keys, credentials
+from qwen_service.middleware.limits import RateLimits
+from qwen_service.middleware.metrics import NOBODY, Meter, Metrics
 from qwen_service.settings import Settings
 
 log = logging.getLogger("qwen_service")

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from qwen_service.engine import ModelFacts
-from qwen_service.notify import Notifier
+from qwen_service.lifecycle.notify import Notifier
 
 State = Literal["starting", "loading", "ready", "stuck", "draining", "failed"]
 STATES: tuple[State, ...] = get_args(State)

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from qwen_service import generation, messages
+from qwen_service.conversion import generation, messages
 from qwen_service.engine import Chat, Constraint, Generation, ModelFacts
 from qwen_service.errors import ApiError
 from qwen_service.formats import grammar, react, react_prompt, think, tool_calls

@@ -15,7 +15,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from qwen_service.around import AroundEngine
 from qwen_service.engine import (
     Chat,
     Embedded,
@@ -29,6 +28,7 @@ from qwen_service.engine import (
     Prompt,
     Text,
 )
+from qwen_service.inference.around import AroundEngine
 
 log = logging.getLogger("qwen_service")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from qwen_service.engine import Stats
-from qwen_service.readiness import SelfTests
+from qwen_service.lifecycle.readiness import SelfTests
 
 # Steps take a second at most; this one, and the time between two self-tests, stay below 10 s.
 STUCK_SECONDS = 6.0

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from qwen_service.auth import Key
+from qwen_service.middleware.auth import Key
 
 
 @dataclass(slots=True)

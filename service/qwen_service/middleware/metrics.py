@@ -20,7 +20,7 @@ from prometheus_client.registry import Collector
 
 from qwen_service import __version__
 from qwen_service.engine import Engine
-from qwen_service.readiness import STATES, Readiness, SelfTests
+from qwen_service.lifecycle.readiness import STATES, Readiness, SelfTests
 from qwen_service.settings import Settings
 
 # From a small model's step on a GPU to a large one's on an old CPU.

@@ -10,7 +10,6 @@ import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-from qwen_service.desk import Desk
 from qwen_service.engine import (
     Broken,
     Embedded,
@@ -26,8 +25,9 @@ from qwen_service.engine import (
     Report,
     Stats,
 )
-from qwen_service.model import Chosen, Model, StepFailed, Vector
-from qwen_service.request import Request, prepare
+from qwen_service.inference.desk import Desk
+from qwen_service.inference.model import Chosen, Model, StepFailed, Vector
+from qwen_service.inference.request import Request, prepare
 
 log = logging.getLogger("qwen_service")
 

@@ -1,0 +1,1 @@
+"""Requests of the API -> values that the engine understands."""
