@@ -10,11 +10,10 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
 from starlette.exceptions import HTTPException
 
-from qwen_service import __version__, document, webui
+from qwen_service import __version__, document, operation, webui
 from qwen_service.engine import Engine
 from qwen_service.errors import ApiError
 from qwen_service.lifecycle.readiness import Readiness
-from qwen_service import operation
 from qwen_service.middleware.auth import Keys
 from qwen_service.middleware.gate import error_response
 from qwen_service.protocol.invalid import invalid

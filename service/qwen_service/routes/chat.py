@@ -9,6 +9,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fastapi import APIRouter, Request
+from starlette.responses import Response
+
 from qwen_service.conversion import chat
 from qwen_service.errors import ApiError
 from qwen_service.protocol.answers import ChatCompletion
@@ -17,7 +19,6 @@ from qwen_service.protocol.chat import ChatRequest, NamelessChatRequest
 from qwen_service.routes.service import EVENTS, Service
 from qwen_service.wire import chat as wire
 from qwen_service.wire.head import Usage, completion
-from starlette.responses import Response
 
 ANSWERS: dict[int | str, dict[str, Any]] = {200: {"model": ChatCompletion, "content": EVENTS}}
 

@@ -10,6 +10,8 @@ from typing import Any
 
 from fastapi import APIRouter, Request
 from fastapi.concurrency import run_in_threadpool
+from starlette.responses import Response
+
 from qwen_service.conversion import generation
 from qwen_service.engine import EngineError, Prompt, Text, Tokens
 from qwen_service.protocol.answers import Completion
@@ -24,7 +26,6 @@ from qwen_service.reply import as_api_error
 from qwen_service.routes.service import EVENTS, Service
 from qwen_service.wire import completions as wire
 from qwen_service.wire.head import Usage, completion
-from starlette.responses import Response
 
 ANSWERS: dict[int | str, dict[str, Any]] = {200: {"model": Completion, "content": EVENTS}}
 

@@ -11,13 +11,14 @@ from collections.abc import Sequence
 from typing import Any
 
 from fastapi import APIRouter, Request
+from starlette.responses import JSONResponse, Response
+
 from qwen_service.engine import Embedded, Embedding, Text, Tokens
 from qwen_service.protocol.base import header_of, wrong
 from qwen_service.protocol.completions import prompts
 from qwen_service.protocol.embeddings import EmbeddingList, EmbeddingRequest
 from qwen_service.routes.service import Service
 from qwen_service.streams import unless_client_leaves
-from starlette.responses import JSONResponse, Response
 
 # As many of one request are in the engine at a time, so that others find room beside them.
 AT_ONCE = 8

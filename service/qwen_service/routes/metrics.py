@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from fastapi import APIRouter, Request, Response
 from prometheus_client.exposition import choose_encoder
+
 from qwen_service.middleware.metrics import Metrics
 
 

@@ -9,6 +9,7 @@ import time
 from typing import Any
 
 from fastapi import APIRouter
+
 from qwen_service.protocol.answers import ModelCard, ModelList
 from qwen_service.routes.service import Service
 

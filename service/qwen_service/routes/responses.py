@@ -10,6 +10,8 @@ from dataclasses import replace
 from typing import Any
 
 from fastapi import APIRouter, Request
+from starlette.responses import Response
+
 from qwen_service.conversion import chat
 from qwen_service.conversion import responses as converse
 from qwen_service.errors import ApiError
@@ -18,7 +20,6 @@ from qwen_service.protocol.responses import ResponsesRequest
 from qwen_service.routes.service import EVENTS, Service
 from qwen_service.wire import responses as wire
 from qwen_service.wire.head import Usage
-from starlette.responses import Response
 
 ANSWERS: dict[int | str, dict[str, Any]] = {
     200: {

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from fastapi import Request
+from starlette.responses import JSONResponse, Response
+
 from qwen_service.engine import Embedding, Engine, Finished, Generation, ModelFacts, Piece
 from qwen_service.errors import ApiError
 from qwen_service.lifecycle.readiness import Readiness
@@ -19,7 +21,6 @@ from qwen_service.reply import Reply
 from qwen_service.settings import Settings
 from qwen_service.streams import Chunks, EventStream, unless_client_leaves
 from qwen_service.wire.head import Head, Usage
-from starlette.responses import JSONResponse, Response
 
 # One event of a stream; its data is JSON, but for the last of some streams.
 EVENT = {

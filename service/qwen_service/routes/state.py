@@ -9,6 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 from fastapi import APIRouter
 from fastapi.responses import JSONResponse
+
 from qwen_service import __version__
 from qwen_service.protocol.answers import Health, State, Versions
 from qwen_service.routes.service import Service

@@ -9,6 +9,8 @@ from typing import Any
 
 from fastapi import APIRouter
 from fastapi.concurrency import run_in_threadpool
+from starlette.responses import JSONResponse, Response
+
 from qwen_service.conversion import chat
 from qwen_service.engine import EngineError, Prompt, Text
 from qwen_service.protocol.base import header_of, not_supported, wrong
@@ -21,7 +23,6 @@ from qwen_service.protocol.tokens import (
 )
 from qwen_service.reply import as_api_error
 from qwen_service.routes.service import Service
-from starlette.responses import JSONResponse, Response
 
 
 def token_routes(service: Service) -> APIRouter:

@@ -16,9 +16,9 @@ import httpx
 import pytest
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import StreamingResponse
+from qwen_service import operation
 from qwen_service.lifecycle.notify import Notifier
 from qwen_service.lifecycle.readiness import Readiness
-from qwen_service import operation
 from qwen_service.middleware.auth import Key, Keys
 from qwen_service.middleware.limits import RateLimits
 from qwen_service.settings import Settings, load
