@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 import yaml
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 
 from qwen_deploy import config, reference
+from qwen_deploy.complaints import complaint
 from qwen_deploy.config import Deployment
 from qwen_deploy.errors import UsageError
 
@@ -103,6 +104,20 @@ def test_a_wrong_key_is_named_with_what_it_should_be(
     assert refusal(tmp_path, text) == f"qwen-deploy.yml: {message}"
 
 
+@pytest.mark.parametrize(
+    "content", [{"named": {"service": {"prot": 1}}}, {"listed": [{"prot": 1}]}]
+)
+def test_the_near_key_is_found_in_sections_of_a_list_and_of_names(content: Any) -> None:
+    class Many(BaseModel):
+        named: dict[str, config.Service] = {}
+        listed: list[config.Service] = []
+
+    with pytest.raises(ValidationError) as wrong:
+        Many.model_validate(content)
+    (item,) = wrong.value.errors()
+    assert complaint(item, Many).endswith("/prot: is not a key; did you mean `port`?")
+
+
 def test_every_wrong_key_is_named_at_once(tmp_path: Path) -> None:
     assert refusal(tmp_path, "hosts: 1\nservice: {port: x, auth: 2}") == (
         "qwen-deploy.yml: hosts: should be a list\n"
@@ -130,6 +145,39 @@ def test_a_file_that_is_not_yaml_is_refused_with_the_place(
     tmp_path: Path, text: str, problem: str
 ) -> None:
     assert refusal(tmp_path, text) == f"qwen-deploy.yml: is not YAML: {problem}"
+
+
+REPEATED = {
+    "service: {threads: 8}\nservice: {port: 80}": "service: is given twice, in lines 1 and 2",
+    "service:\n  threads: 8\n  port: 80\n  'threads': 0": (
+        "service/threads: is given twice, in lines 2 and 4"
+    ),
+    "hosts: []\nhosts: []\n\nhosts: []": "hosts: is given 3 times, in lines 1, 2 and 4",
+    "model: {<<: {name: Q/q}, <<: {source: auto}}": "model/<<: is given twice in line 1",
+    "hosts: [{a: 1, a: 2}]": "hosts/0/a: is given twice in line 1",
+    "? {a: 1}\n: 1\n? {a: 1}\n: 2": "is not YAML: line 1: found unhashable key",
+}
+
+
+@pytest.mark.parametrize(("text", "message"), REPEATED.items(), ids=REPEATED)
+def test_a_key_that_is_given_twice_is_refused(tmp_path: Path, text: str, message: str) -> None:
+    assert refusal(tmp_path, text) == f"qwen-deploy.yml: {message}"
+
+
+def test_every_key_that_is_given_twice_is_named_at_once(tmp_path: Path) -> None:
+    assert refusal(tmp_path, "x: 1\nservice: {port: 1, port: 2}\nx: 2") == (
+        "qwen-deploy.yml: x: is given twice, in lines 1 and 3\n"
+        "       qwen-deploy.yml: service/port: is given twice in line 2"
+    )
+
+
+def test_a_file_without_a_bottom_is_refused(tmp_path: Path) -> None:
+    assert refusal(tmp_path, "hosts: " + "[" * 10_000) == "qwen-deploy.yml: is nested too deeply"
+
+
+def test_a_key_may_outweigh_the_same_one_of_an_anchor(tmp_path: Path) -> None:
+    made = load(tmp_path, "weights: &a {ca_file: ./a}\npip: {<<: *a, ca_file: /b}")
+    assert (made.weights.ca_file, made.pip.ca_file) == (Path("a"), "/b")
 
 
 def test_a_missing_file_is_refused_with_the_command_that_writes_it(tmp_path: Path) -> None:
