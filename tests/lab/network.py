@@ -5,13 +5,14 @@ Leaves every rule, link and address of others alone. Does not know what runs on 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shlex
 from dataclasses import dataclass
 from ipaddress import IPv4Network
 from pathlib import Path
 
-from tests.lab.names import BRIDGE_PATTERN, MACHINE_LOCK, SHARED_DIR, Names
+from tests.lab.names import BRIDGE_PATTERN, MACHINE_LOCK, SHARED_DIR, Names, link
 from tests.lab.shell import LabError, locked, run
 from tests.lab.surroundings import nameservers
 
@@ -61,8 +62,12 @@ def make(names: Names) -> Network:
 
 
 def remove(names: Names) -> None:
+    """Connections that a host left open keep its network alive for a minute, and its cable."""
     _remove_rules(names)
     with locked(MACHINE_LOCK):
+        for cable in Path("/sys/class/net").glob(f"{link(names.bridge)}-*"):
+            with contextlib.suppress(LabError):  # it goes with its host, if nothing holds that back
+                run("ip", "link", "delete", cable.name)
         if has_link(names.bridge):
             run("ip", "link", "delete", names.bridge)
         if not _other_labs(names) and FORWARDING_BEFORE.exists():
@@ -93,8 +98,8 @@ def _free_subnet(names: Names) -> IPv4Network:
 def _networks_in_use() -> list[IPv4Network]:
     routes = json.loads(run("ip", "-j", "-4", "route", "show", "table", "all"))
     found = [route["dst"] for route in routes if route["dst"] != "default"]
-    for link in json.loads(run("ip", "-j", "-4", "address")):
-        found += [f"{own['local']}/{own['prefixlen']}" for own in link["addr_info"]]
+    for device in json.loads(run("ip", "-j", "-4", "address")):
+        found += [f"{own['local']}/{own['prefixlen']}" for own in device["addr_info"]]
     found += [server for server in nameservers() if ":" not in server]
     networks = [IPv4Network(text, strict=False) for text in found]
     # A tunnel that takes everything routes 0.0.0.0/1 and 128.0.0.0/1: ours is narrower and wins.
