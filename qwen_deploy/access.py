@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -92,15 +92,17 @@ def create(session: Session, new: NewKey, operator: str) -> None:
         _record(session, operator, action)
 
 
-def revoke(session: Session, name: str, operator: str) -> bool:
-    """Whether the host knew such a key."""
-    action = f"keys revoke {name}"
-    with steps.locked(session, operator, action):
-        told = _told(session, {"action": "revoke", "name": name})
-        if told["outcome"] == "unknown":
-            return False
-        _record(session, operator, action)
-    return True
+def revoke(session: Session, names: Sequence[str], operator: str) -> tuple[str, ...]:
+    """Those of them that the host knew."""
+    with steps.locked(session, operator, _revoking(names)):
+        told = _told(session, {"action": "revoke", "names": list(names)})
+        if told["revoked"]:
+            _record(session, operator, _revoking(told["revoked"]))
+    return tuple(told["revoked"])
+
+
+def _revoking(names: Sequence[str]) -> str:
+    return f"keys revoke {' '.join(names)}"
 
 
 def _record(session: Session, operator: str, action: str) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from functools import reduce
+from typing import Any, get_args
 
 
 def complaint(item: Mapping[str, Any], schema: Any) -> str:
@@ -40,9 +41,13 @@ def _expected(item: Mapping[str, Any], schema: Any) -> str:
 def _suggestion(item: Mapping[str, Any], schema: Any) -> str:
     import difflib
 
-    section = schema
-    for part in item["loc"][:-1]:
-        section = section.model_fields[part].annotation
-    keys = list(section.model_fields)
+    keys = list(reduce(_at, item["loc"][:-1], schema).model_fields)
     near = difflib.get_close_matches(str(item["loc"][-1]), keys, n=1)
     return f"; did you mean `{near[0]}`?" if near else f"; should be one of {', '.join(keys)}"
+
+
+def _at(annotation: Any, part: str | int) -> Any:
+    """What a schema says of one key of a section, or of one item of a list or a mapping."""
+    if hasattr(annotation, "model_fields"):
+        return annotation.model_fields[part].annotation
+    return [kind for kind in get_args(annotation) if kind is not Ellipsis][-1]

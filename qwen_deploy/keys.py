@@ -83,7 +83,8 @@ def render(keys: Keys) -> bytes:
 def check_name(name: str) -> str:
     if not NAME.fullmatch(name):
         raise UsageError(
-            f"`{name}` cannot name a key: should be letters, digits, `.`, `_` and `-`, 64 at most"
+            f"`{name}` cannot name a key: should be letters, digits, `.`, `_` and `-`, 64 at most, "
+            "beginning with a letter or digit"
         )
     if name == OPERATOR:
         raise UsageError(f"`{OPERATOR}` is the key with which qwen-deploy itself asks the hosts")

@@ -10,6 +10,7 @@ from qwen_deploy.chat.client import AnswerFailed, Piece, Service
 from qwen_deploy.chat.session import Ending
 
 Clock = Callable[[], float]
+SHORTEST_SECONDS = 0.5
 
 
 @dataclass(slots=True)
@@ -59,9 +60,10 @@ class Answer:
         return ", ".join(said)
 
     def tokens_per_second(self) -> float | None:
-        """Of the tokens after the first one, whose time is another figure."""
+        """Of the tokens after the first one, whose time is another figure. None for an answer so
+        short that how its last packets were gathered on the way decides."""
         seconds = self.last_at - (self.first_at or self.last_at)
-        return (self.tokens - 1) / seconds if self.tokens and seconds > 0 else None
+        return (self.tokens - 1) / seconds if self.tokens and seconds >= SHORTEST_SECONDS else None
 
 
 def receive(

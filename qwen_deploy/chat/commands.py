@@ -15,6 +15,8 @@ from qwen_deploy.errors import UsageError
 
 # An input method for Chinese writes the second one.
 COLONS = (":", "：")
+# As elsewhere. Questions may begin with it as well, so what is no whole command is one.
+SLASH = "/"
 
 
 class Then(Enum):
@@ -24,6 +26,7 @@ class Then(Enum):
     SHOW_HISTORY = auto()
     CLEAR_SCREEN = auto()
     SAVE = auto()
+    SAVE_OVER = auto()
     LOAD = auto()
     LEAVE = auto()
 
@@ -51,26 +54,31 @@ def obey(session: Session, line: str) -> Outcome:
     text = line.strip().removeprefix("\ufeff").strip()
     if not text:
         return Outcome(session, "the line is empty: type a question, or `:help`")
-    if not text.startswith(COLONS):
+    if not text.startswith((*COLONS, SLASH)):
         return Outcome(session, then=Then.ASK, question=text)
-    if text[1:].startswith(COLONS):
+    if text.startswith(COLONS) and text[1:].startswith(COLONS):
         return Outcome(session, then=Then.ASK, question=text[1:])
     name, argument = (*text[1:].split(None, 1), "", "")[:2]
-    command = _BY_NAME.get(name.casefold())
+    command = _BY_NAME.get(name.casefold().replace("！", "!"))
+    is_excess = command is not None and argument and not command.takes
+    if text.startswith(SLASH) and (command is None or is_excess):
+        return Outcome(session, then=Then.ASK, question=text)
     if command is None:
         raise UsageError(f"unknown command `:{name}`", hint=_nearest(name))
-    if argument and not command.takes:
+    if is_excess:
         raise UsageError(f"`:{name}` takes nothing after it")
     return command.run(session, argument.strip())
 
 
 def completions(text: str) -> tuple[str, ...]:
     """Whole lines that `text` may become."""
-    head, space, word = text.rpartition(" ")
+    mark, (head, space, word) = text[:1], text.rpartition(" ")
+    if mark not in (COLONS[0], SLASH):
+        return ()
     if not space:
-        names = (f":{name}" for command in COMMANDS for name in command.names)
-        return tuple(name for name in names if text and name.startswith(text))
-    if head.split(None, 1)[:1] != [":conf"]:
+        names = (f"{mark}{name}" for command in COMMANDS for name in command.names)
+        return tuple(name for name in names if name.startswith(text))
+    if head.split(None, 1)[0] != f"{mark}conf":
         return ()
     return tuple(f"{head} {key}=" for key in settings.SETTINGS if key.startswith(word))
 
@@ -197,6 +205,10 @@ def _save(session: Session, argument: str) -> Outcome:
     return Outcome(session, then=Then.SAVE, path=_path("save", argument))
 
 
+def _save_over(session: Session, argument: str) -> Outcome:
+    return Outcome(session, then=Then.SAVE_OVER, path=_path("save!", argument))
+
+
 def _load(session: Session, argument: str) -> Outcome:
     return Outcome(session, then=Then.LOAD, path=_path("load", argument))
 
@@ -213,7 +225,7 @@ def _turns(session: Session) -> str:
 
 COMMANDS = (
     Command(("help", "h"), "[en|zh]", "Show this help", "显示帮助", _help),
-    Command(("exit", "quit", "q"), "", "Leave", "退出", _leave),
+    Command(("exit", "quit", "q", "bye"), "", "Leave", "退出", _leave),
     Command(("clear", "cl"), "", "Clear the screen", "清屏", _clear),
     Command(
         ("clear-history", "clear-his", "clh"),
@@ -237,6 +249,13 @@ COMMANDS = (
         "Write the conversation as JSON, or *.md",
         "保存对话 (JSON 或 *.md)",
         _save,
+    ),
+    Command(
+        ("save!",),
+        "FILE",
+        "The same in place of an earlier one",
+        "同上，并覆盖已保存的文件",
+        _save_over,
     ),
     Command(("load",), "FILE", "Go on with a saved conversation", "载入已保存的对话", _load),
     Command(

@@ -17,7 +17,7 @@ from rich.syntax import Syntax
 from rich.text import Text
 
 from qwen_deploy.chat.client import Piece
-from qwen_deploy.chat.screen import Thoughts, visible
+from qwen_deploy.chat.display import Thoughts, visible
 
 REFRESHES_PER_SECOND = 12
 # HTML would be swallowed; a backslash belongs to LaTeX more often than to Markdown.

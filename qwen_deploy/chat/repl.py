@@ -15,8 +15,9 @@ from qwen_deploy.chat import saved
 from qwen_deploy.chat.answer import Answer, receive
 from qwen_deploy.chat.client import Endpoint, Service
 from qwen_deploy.chat.commands import Outcome, Then, completions, obey
+from qwen_deploy.chat.display import write
 from qwen_deploy.chat.reader import PlainReader, Reader, TerminalReader
-from qwen_deploy.chat.screen import Screen, write
+from qwen_deploy.chat.screen import Screen
 from qwen_deploy.chat.session import Ending, Session, Turn, history
 from qwen_deploy.chat.settings import is_sendable
 from qwen_deploy.chat.words import welcome
@@ -104,8 +105,10 @@ class _Loop:
             case Then.CLEAR_SCREEN:
                 self._screen.clear()
                 self._screen.note(welcome(self._model, self._session.language))
-            case Then.SAVE:
-                self._screen.note(saved.save(self._session, outcome.path, self._model))
+            case Then.SAVE | Then.SAVE_OVER:
+                replaces = outcome.then is Then.SAVE_OVER
+                said = saved.save(self._session, outcome.path, self._model, replaces=replaces)
+                self._screen.note(said)
             case Then.LOAD:
                 self._session, said = saved.load(self._session, outcome.path)
                 self._screen.note(said)

@@ -20,17 +20,17 @@ SCHEMA = 1
 MOST_BYTES = 64 << 20
 
 
-def save(session: Session, text: str, model: str) -> str:
+def save(session: Session, text: str, model: str, *, replaces: bool = False) -> str:
     """Writes it whole or not at all, for its owner alone; says what was written."""
     path = Path(text).expanduser()
+    is_for_reading = path.suffix == ".md"
     if path.exists():
         _require_file(path)
-    if path.suffix == ".md":
-        content = markdown(session, model)
-    else:
-        if path.exists():
+        if not is_for_reading:
             load(Session(), text)  # another file is not overwritten
-        content = dumps(session, model)
+        if not replaces:
+            raise UsageError(f"{path}: is there already", hint=f":save! {path}")
+    content = markdown(session, model) if is_for_reading else dumps(session, model)
     try:
         _replace(path, content)
     except OSError as error:

@@ -18,11 +18,13 @@ Chat with {model}; use is governed by the license of the model.
 }
 NOTES: Mapping[Language, tuple[tuple[str, str], ...]] = {
     "en": (
+        ("/NAME", "Do the same as `:NAME`; what is no command is a question"),
         ("::TEXT", "Ask `:TEXT` itself"),
         ("LINE\\", "Go on in the next line; so does Alt-Enter, and a paste keeps its lines"),
         ("Ctrl-C", "Stop the answer and keep what came; at the prompt: clear it, twice: leave"),
     ),
     "zh": (
+        ("/NAME", "与 `:NAME` 相同；不是命令的则作为问题发送"),
         ("::TEXT", "发送以冒号开头的文字"),
         ("LINE\\", "行末反斜杠表示换行继续输入，Alt-Enter 亦可；粘贴多行会保持原样"),
         ("Ctrl-C", "停止回答并保留已生成的内容；在输入时清空当前行，连按两次退出"),

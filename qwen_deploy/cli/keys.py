@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import shlex
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Annotated, TypeVar
 
@@ -52,14 +53,14 @@ def create(
     with _reached(common) as reached:
         checked = _each(reached, lambda session: access.require_new(session, name))
         if _errors(checked):
-            return _told(common.out, checked, "not tried")
+            return _told(common.out, (name,), checked, lambda *_: "not tried")
         sessions = [one for one in reached.values() if not isinstance(one, QwenDeployError)]
         made = parallel.each(sessions, lambda session: access.create(session, new, operator))
         results = dict(zip(reached, made, strict=True))
         for host, result in results.items():
             _say_doubt(host, result, f"nobody can tell whether {host.name} accepts `{name}`")
         _show(common.out, new, [host.name for host in results if host not in _errors(results)])
-        return _told(common.out, results, "created")
+        return _told(common.out, (name,), results, lambda *_: "created")
 
 
 def _show(out: Output, new: NewKey, hosts: Sequence[str]) -> None:
@@ -107,30 +108,52 @@ def _cells(key: ListedKey) -> tuple[str, ...]:
     return (key.name, key.created or "-", str(key.requests_per_minute or "-"), *usage)
 
 
-def revoke(common: Common, name: NameArgument) -> int:
-    """Make every host refuse an API key from now on.
+def revoke(
+    common: Common,
+    names: Annotated[list[str], typer.Argument(metavar="NAME", help="Names of the keys.")],
+) -> int:
+    """Make every host refuse API keys from now on; what they have begun runs to its end.
 
     qwen-deploy keys revoke anna --host root@192.168.110.131
 
-    qwen-deploy keys revoke team-7 --output json
+    qwen-deploy keys revoke team-7 team-8 --output json
     """
     from qwen_deploy import access, keys, remote
 
-    keys.check_name(name)
+    asked = tuple(dict.fromkeys(map(keys.check_name, names)))
     operator = remote.operator()
     with _reached(common) as reached:
         # Not all or nothing: a key that leaked is to work on as few hosts as possible.
-        results = _each(reached, lambda session: access.revoke(session, name, operator))
-    for host, result in results.items():
-        _say_doubt(host, result, f"{host.name} may still accept `{name}`")
-    if not any(result is True or isinstance(result, Exception) for result in results.values()):
-        names = ", ".join(host.name for host in results)
-        raise Refused(
-            f"there is no key `{name}` on {names}",
-            state="nothing was changed",
-            hint="qwen-deploy keys list",
-        )
-    return _told(common.out, results, "revoked")
+        found = _each(reached, lambda session: access.revoke(session, asked, operator))
+    for host, result in found.items():
+        _say_doubt(host, result, f"{host.name} may still accept {_quoted(asked)}")
+    code = _told(
+        *(common.out, asked, found),
+        lambda revoked, name: "revoked" if name in revoked else "unknown",
+    )
+    answers = [one for one in found.values() if not isinstance(one, QwenDeployError)]
+    known = [name for name in asked if any(name in revoked for revoked in answers)]
+    for name in known:
+        common.out.note(f"`{name}`: what it has begun runs to its end; it begins nothing more")
+    if len(known) < len(asked) and not _errors(found):
+        raise _unknown(common, [name for name in asked if name not in known], found, bool(known))
+    return code
+
+
+def _unknown(
+    common: Common, names: Sequence[str], hosts: Iterable[Host], others_were: bool
+) -> QwenDeployError:
+    kind = QwenDeployError if others_were else Refused
+    given = [word for host in common.host for word in ("--host", host)]
+    return kind(
+        f"there is no key {_quoted(names)} on {', '.join(host.name for host in hosts)}",
+        state="the others were revoked" if others_were else "nothing was changed",
+        hint=shlex.join(["qwen-deploy", "keys", "list", *given]),
+    )
+
+
+def _quoted(names: Sequence[str]) -> str:
+    return ", ".join(f"`{name}`" for name in names)
 
 
 @contextmanager
@@ -172,16 +195,22 @@ def _say_doubt(host: Host, result: object, state: str) -> None:
         result.state = result.state or state
 
 
-def _told(out: Output, results: dict[Host, Answer | QwenDeployError], done: str) -> int:
-    """Says what became of each host; returns the exit code."""
+def _told(
+    out: Output,
+    names: Sequence[str],
+    results: Mapping[Host, Answer | QwenDeployError],
+    outcome: Callable[[Answer, str], str],
+) -> int:
+    """Says what became of each key on each host; returns the exit code."""
     codes = []
     for host, result in results.items():
         if isinstance(result, QwenDeployError):
             out.error(result)
-            outcome: str = result.outcome
             codes.append(result.exit_code)
-        else:
-            outcome = "unknown" if result is False else done
-        out.value({"event": "host_key", "host": host.name, "outcome": outcome})
-        out.note(f"{host.name}  keys      {outcome}")
+        for name in names:
+            became = (
+                result.outcome if isinstance(result, QwenDeployError) else outcome(result, name)
+            )
+            out.value({"event": "host_key", "host": host.name, "name": name, "outcome": became})
+            out.note(f"{host.name}  keys      {name}: {became}")
     return gravest(tuple(codes))

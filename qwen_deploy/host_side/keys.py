@@ -1,4 +1,4 @@
-"""Reads the host's API keys, or adds or removes one, at once and durably; prints JSON.
+"""Reads the host's API keys, adds one or removes some, at once and durably; prints JSON.
 
 The lock that keeps others away is held by whoever starts this.
 """
@@ -53,18 +53,17 @@ def write(kept: list[str]) -> None:
     os.close(directory)
 
 
-def change(order: dict[str, Any], there: list[str]) -> str:
-    name = order["name"]
-    is_there = name in [name_of(line) for line in there]
+def change(order: dict[str, Any], there: list[str]) -> dict[str, Any]:
+    names = {name_of(line) for line in there}
     if order["action"] == "create":
-        if is_there:
-            return "exists"
+        if order["name"] in names:
+            return {"outcome": "exists"}
         write([*there, order["line"]])
-        return "created"
-    if not is_there:
-        return "unknown"
-    write([line for line in there if name_of(line) != name])
-    return "revoked"
+        return {"outcome": "created"}
+    revoked = [name for name in order["names"] if name in names]
+    if revoked:
+        write([line for line in there if name_of(line) not in revoked])
+    return {"outcome": "revoked", "revoked": revoked}
 
 
 def listening() -> tuple[str, int]:
@@ -108,7 +107,7 @@ def main() -> None:
         listed = [line.split() for line in there if name_of(line) and len(line.split()) > 1]
         told = {"outcome": "listed", "keys": listed, "usage": usage() if order["usage"] else {}}
     else:
-        told = {"outcome": change(order, there)}
+        told = change(order, there)
     print(json.dumps(told))
 
 

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import contextlib
 import http.client
+import io
 import json
 import socket
 import ssl
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 from urllib.parse import urlsplit
 
 from qwen_deploy.chat.client import AnswerFailed, events, pieces
@@ -37,7 +38,8 @@ class Target:
 
 @dataclass(slots=True)
 class Sample:
-    """What became of one request. `error` says in few words why there was no whole answer."""
+    """What became of one request. `error` says in few words why there was no whole answer; `gaps`
+    are the times between arrivals, each of which may bring several pieces."""
 
     asked_at: float
     first_at: float | None = None
@@ -63,6 +65,7 @@ class Connection:
             "Accept": "text/event-stream",
         }
         self._http = _connection(target, parts.scheme, parts.hostname or "", parts.port)
+        self._http.response_class = Response
         self._socket: socket.socket | None = None
         self._is_closed = False
 
@@ -94,34 +97,66 @@ class Connection:
         if self._is_closed:
             raise ConnectionAbortedError
         self._http.request("POST", self._path, body, self._headers)
-        response = self._http.getresponse()
+        response = cast(Response, self._http.getresponse())
         if response.status != 200:
             response.read()
             sample.error = f"HTTP {response.status}"
             sample.retry_after = _seconds(response.getheader("Retry-After"))
             return
-        _read(response, sample)
+        take(response.chunks(), sample, response.arrived_at)
+        response.read()  # the end of the body, so that the connection can serve the next
 
 
-def _read(response: http.client.HTTPResponse, sample: Sample) -> None:
+def take(chunks: Iterable[bytes], sample: Sample, arrived_at: Callable[[], float]) -> None:
+    """Pieces have the time at which their bytes came: of those that came together nobody can tell
+    how long one was behind the other."""
     last = 0.0
-    for piece in pieces(events(_chunks(response))):
+    for piece in pieces(events(chunks)):
         if piece.text or piece.reasoning:
-            now = time.monotonic()
+            now = arrived_at()
             if sample.first_at is None:
                 sample.first_at = now
-            else:
+            elif now > last:
                 sample.gaps.append(now - last)
             last = now
             sample.pieces += 1
         if piece.tokens is not None:
             sample.tokens, sample.prompt_tokens = piece.tokens, piece.prompt_tokens
-    response.read()  # the end of the body, so that the connection can serve the next
 
 
-def _chunks(response: http.client.HTTPResponse) -> Iterator[bytes]:
-    while chunk := response.read1(CHUNK_BYTES):
-        yield chunk
+class Response(http.client.HTTPResponse):
+    """Knows when bytes last came from the network. What reads it sees only a buffer, and of that
+    one HTTP chunk at a time, even where many came at once."""
+
+    def __init__(self, *known: Any, **named: Any) -> None:
+        super().__init__(*known, **named)
+        self._network = _Timed(self.fp.detach())
+        self.fp = io.BufferedReader(self._network, CHUNK_BYTES)
+
+    def arrived_at(self) -> float:
+        return self._network.read_at
+
+    def chunks(self) -> Iterator[bytes]:
+        while chunk := self.read1(CHUNK_BYTES):
+            yield chunk
+
+
+class _Timed(io.RawIOBase):
+    def __init__(self, raw: io.RawIOBase) -> None:
+        self._raw = raw
+        self.read_at = 0.0
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int | None:
+        count = self._raw.readinto(buffer)
+        self.read_at = time.monotonic()
+        return count
+
+    def close(self) -> None:
+        self._raw.close()
+        super().close()
 
 
 def _kind(error: Exception, sample: Sample) -> str:

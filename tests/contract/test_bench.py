@@ -107,7 +107,8 @@ def test_answers_are_timed_and_errors_counted_by_kind(server: ChatServer) -> Non
     }
     assert server.keys == [f"Bearer {KEY}"] * 20
     samples = [one for one in round.samples if one.error is None]
-    assert {(one.tokens, one.pieces, len(one.gaps)) for one in samples} == {(9, 3, 2), (None, 3, 2)}
+    assert {(one.tokens, one.pieces) for one in samples} == {(9, 3), (None, 3)}
+    assert all(len(one.gaps) < 3 and all(gap > 0 for gap in one.gaps) for one in samples)
     assert all(one.asked_at <= one.first_at <= one.ended_at for one in samples)
 
 

@@ -138,6 +138,23 @@ def test_a_conversation_is_saved_and_gone_on_with_in_another(
     assert last["chat_template_kwargs"] == {"enable_thinking": False}
 
 
+def test_a_saved_conversation_is_not_overwritten_unasked(
+    server: ChatServer, tmp_path: Path
+) -> None:
+    path = tmp_path / "chat.json"
+    code, _, stderr = converse(server, "a", f":save {path}", "b", f":save {path}")
+    assert (code, stderr.splitlines()) == (
+        1,
+        [
+            f"saved 1 turn in {path}",
+            f"error: {path}: is there already",
+            f"hint: :save! {path}",
+        ],
+    )
+    assert converse(server, f":load {path}", "b", f":save! {path}", "/exit", "c")[0] == 0
+    assert f"loaded 2 turns from {path}" in converse(server, f":load {path}")[2]
+
+
 def test_what_a_model_thinks_stays_out_of_a_pipe_and_out_of_the_next_request(
     server: ChatServer,
 ) -> None:
@@ -380,7 +397,7 @@ def test_a_conversation_in_a_terminal(server: ChatServer, spawn: Spawn) -> None:
     child = spawn(NO_COLOR="")
     assert f"Chat with {MODEL}" in child.before
     ask(child, "你好", "".join(HELLO), "\x1b[2m")
-    child.expect(r"\d+\.\d\d s to the first token, [\d.]+ tokens/s, 9 tokens\x1b\[0m")
+    child.expect(r"\d+\.\d\d s to the first token, (?:[\d.]+ tokens/s, )?9 tokens\x1b\[0m")
     ask(child, ":conf top_p=0.5", "top_p               0.5", PROMPT)
     ask(child, ":seed 11", "random seed: 11", PROMPT)
     ask(child, ":hlep", "error: unknown command `:hlep`", "hint: `:help`", PROMPT)

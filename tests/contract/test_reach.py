@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from qwen_deploy.cli.output import Output
 from qwen_deploy.cli.reach import Elsewhere, Served
 from qwen_deploy.errors import Unreachable
 from qwen_deploy.inventory import Host
+from qwen_deploy.load.request import Connection, Target
 from qwen_deploy.openssh import SshSettings
 from qwen_deploy.remote import Session
 from tests.chat_server import JSON, KEY, MODEL, ChatServer, running_chat_server
@@ -87,6 +89,22 @@ def test_load_goes_through_the_ssh_program_and_says_so(
     port = server.server_address[1]
     assert told["way"] == f"port {port} of {host.removeprefix('root@')}, through ssh -L"
     assert (told["levels"][0]["answered"], told["levels"][0]["errors"]) == (8, {})
+
+
+def test_load_is_not_held_up_by_a_host_that_gathers_small_packets(
+    server: ChatServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """sshd sends each packet of a connection at once from its first session on."""
+    begun = tmp_path / "begun"
+    command = f'ForceCommand touch {begun}; echo Welcome.; $SHELL -c "$SSH_ORIGINAL_COMMAND"'
+    with running_sshd(tmp_path / "sshd", command) as sshd:
+        monkeypatch.setenv("HOME", str(sshd.make_home(tmp_path / "home")))
+        host = Host("gpu-1", "127.0.0.1", "root", sshd.port)
+        port = int(server.server_address[1])
+        with sshtunnel.forwarded(host, SshSettings(), "127.0.0.1", port) as path:
+            assert begun.exists()
+            with closing(Connection(Target("http://localhost/v1", MODEL, KEY, path))) as connection:
+                assert connection.ask({"messages": [{"content": "a"}]}).error is None
 
 
 def test_load_goes_straight_to_a_port_that_listens_outward(

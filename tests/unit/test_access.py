@@ -10,31 +10,23 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 
 from qwen_deploy import commands, remote
-from qwen_deploy.cli.app import run
-from qwen_deploy.cli.output import Output
 from qwen_deploy.errors import Unreachable
 from qwen_deploy.inventory import Host
 from qwen_deploy.openssh import SshSettings
 from qwen_deploy.remote import Completed, Session
 from tests.fakes import FakeHost, FakeSession, wanted_of
+from tests.program import Program, running
 
 OPERATOR = f"operator {'0' * 64}\n"
 ANNA = f"anna {'1' * 64} created=2026-11-22T17:00:00Z rpm=60\n"
 ENVIRONMENT = {"PATH": f"{os.path.dirname(sys.executable)}:{os.environ['PATH']}"}
-
-
-@dataclass(frozen=True)
-class Printed:
-    code: int
-    out: str
-    err: str
 
 
 class KeysSession(FakeSession):
@@ -87,9 +79,6 @@ class Site:
         return [(line["who"], line["action"]) for line in self.hosts[host].audit]
 
 
-Program = Callable[..., Printed]
-
-
 @pytest.fixture
 def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Site:
     (tmp_path / "qwen-deploy.yml").write_text("hosts: [root@gpu-1, root@gpu-2]\n")
@@ -110,13 +99,7 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Site:
 def program(
     site: Site, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Program:
-    def call(*argv: str) -> Printed:
-        monkeypatch.setattr(Output, "_current", None)
-        code = run(("keys", *argv))
-        captured = capsys.readouterr()
-        return Printed(code, captured.out, captured.err)
-
-    return call
+    return running(monkeypatch, capsys, "keys")
 
 
 def test_one_key_is_made_for_all_hosts_and_shown_once(program: Program, site: Site) -> None:
@@ -124,7 +107,8 @@ def test_one_key_is_made_for_all_hosts_and_shown_once(program: Program, site: Si
     key = printed.out.strip()
     assert (printed.code, key.startswith("sk-")) == (0, True)
     assert printed.err == (
-        "the key `bert`, shown this once:\ngpu-1  keys      created\ngpu-2  keys      created\n"
+        "the key `bert`, shown this once:\n"
+        "gpu-1  keys      bert: created\ngpu-2  keys      bert: created\n"
     )
     first, second = site.keys("gpu-1"), site.keys("gpu-2")
     assert first == second
@@ -163,9 +147,9 @@ def test_json_tells_the_key_and_each_host(program: Program) -> None:
     assert key["key"].startswith("sk-")
     assert (key["event"], key["name"], key["rpm"]) == ("key", "bert", None)
     assert key["hosts"] == ["gpu-1", "gpu-2"]
-    assert [(one["event"], one["host"], one["outcome"]) for one in hosts] == [
-        ("host_key", "gpu-1", "created"),
-        ("host_key", "gpu-2", "created"),
+    assert [(one["event"], one["host"], one["name"], one["outcome"]) for one in hosts] == [
+        ("host_key", "gpu-1", "bert", "created"),
+        ("host_key", "gpu-2", "bert", "created"),
     ]
 
 
@@ -174,11 +158,11 @@ def test_a_name_that_exists_anywhere_changes_nothing_anywhere(program: Program, 
     printed = program("create", "anna")
     assert (printed.code, printed.out) == (3, "")
     assert printed.err == (
-        "gpu-1  keys      not tried\n"
+        "gpu-1  keys      anna: not tried\n"
         "error: `gpu-2` has a key `anna` already\n\n"
         "gpu-2 was not changed\n\n"
         "hint: choose another name, or: qwen-deploy keys revoke anna --host root@gpu-2\n"
-        "gpu-2  keys      refused\n"
+        "gpu-2  keys      anna: refused\n"
     )
     assert site.keys("gpu-1") == OPERATOR
 
@@ -210,7 +194,7 @@ def test_a_lock_that_somebody_holds_is_told(program: Program, site: Site) -> Non
     printed = program("create", "bert")
     assert printed.code == 3
     assert "`gpu-2` is locked by carl for `up` since today" in printed.err
-    assert "gpu-1  keys      created\n" in printed.err
+    assert "gpu-1  keys      bert: created\n" in printed.err
     # It works on the other host, so it is shown.
     assert printed.out.startswith("sk-")
 
@@ -219,7 +203,9 @@ def test_an_unreachable_host_keeps_a_key_from_being_made(program: Program, site:
     site.unreachable = {"gpu-1"}
     printed = program("create", "bert")
     assert (printed.code, printed.out) == (4, "")
-    assert printed.err.endswith("gpu-1  keys      unreachable\ngpu-2  keys      not tried\n")
+    assert printed.err.endswith(
+        "gpu-1  keys      bert: unreachable\ngpu-2  keys      bert: not tried\n"
+    )
     assert site.keys("gpu-2") == "# kept\n" + OPERATOR + ANNA
 
 
@@ -230,14 +216,55 @@ def test_a_host_that_was_lost_on_the_way_is_in_doubt(program: Program, site: Sit
     assert "nobody can tell whether gpu-2 accepts `bert`" in printed.err
 
 
+ENDS = "what it has begun runs to its end; it begins nothing more"
+
+
 def test_a_revoked_key_is_gone_and_the_others_stay(program: Program, site: Site) -> None:
     site.keys_path("gpu-2").write_text(OPERATOR)
     printed = program("revoke", "anna")
     assert (printed.code, printed.out) == (0, "")
-    assert printed.err == "gpu-1  keys      revoked\ngpu-2  keys      unknown\n"
+    assert printed.err == (
+        f"gpu-1  keys      anna: revoked\ngpu-2  keys      anna: unknown\n`anna`: {ENDS}\n"
+    )
     assert site.keys("gpu-1") == "# kept\n" + OPERATOR
     assert site.actions("gpu-1") == [("olga@desk", "keys revoke anna")]
     assert site.actions("gpu-2") == []
+
+
+def test_several_keys_are_revoked_at_once(program: Program, site: Site) -> None:
+    bert = f"bert {'2' * 64}\n"
+    site.keys_path("gpu-1").write_text(bert + OPERATOR + ANNA)
+    site.keys_path("gpu-2").write_text(OPERATOR + bert)
+    printed = program("revoke", "anna", "bert", "anna")
+    assert (printed.code, printed.out) == (0, "")
+    assert printed.err == (
+        "gpu-1  keys      anna: revoked\ngpu-1  keys      bert: revoked\n"
+        "gpu-2  keys      anna: unknown\ngpu-2  keys      bert: revoked\n"
+        f"`anna`: {ENDS}\n`bert`: {ENDS}\n"
+    )
+    assert (site.keys("gpu-1"), site.keys("gpu-2")) == (OPERATOR, OPERATOR)
+    assert site.actions("gpu-1") == [("olga@desk", "keys revoke anna bert")]
+    assert site.actions("gpu-2") == [("olga@desk", "keys revoke bert")]
+
+
+def test_each_revoked_key_is_told_in_json(program: Program) -> None:
+    argv = ("revoke", "anna", "carl", "--host", "gpu-1", "--output", "json")
+    *told, error = map(json.loads, program(*argv).out.splitlines())
+    assert [(one["host"], one["name"], one["outcome"]) for one in told] == [
+        ("gpu-1", "anna", "revoked"),
+        ("gpu-1", "carl", "unknown"),
+    ]
+    assert (error["event"], error["exit_code"]) == ("error", 1)
+
+
+def test_a_wrong_name_keeps_no_other_key_alive(program: Program, site: Site) -> None:
+    printed = program("revoke", "carl", "anna", "--host", "root@gpu-1")
+    assert printed.code == 1
+    assert printed.err.endswith(
+        "error: there is no key `carl` on gpu-1\n\nthe others were revoked\n\n"
+        "hint: qwen-deploy keys list --host root@gpu-1\n"
+    )
+    assert site.keys("gpu-1") == "# kept\n" + OPERATOR
 
 
 def test_a_key_is_revoked_where_that_is_possible(program: Program, site: Site) -> None:
@@ -249,16 +276,24 @@ def test_a_key_is_revoked_where_that_is_possible(program: Program, site: Site) -
 
 
 def test_an_unknown_name_is_an_error(program: Program, site: Site) -> None:
-    printed = program("revoke", "carl")
+    printed = program("revoke", "carl", "dora")
     assert (printed.code, printed.out) == (3, "")
-    assert printed.err == (
-        "error: there is no key `carl` on gpu-1, gpu-2\n\nnothing was changed\n\n"
+    assert printed.err.endswith(
+        "gpu-2  keys      dora: unknown\n"
+        "error: there is no key `carl`, `dora` on gpu-1, gpu-2\n\nnothing was changed\n\n"
         "hint: qwen-deploy keys list\n"
     )
 
 
 @pytest.mark.parametrize(
-    "argv", [("create", "a b"), ("create", "operator"), ("revoke", "operator")]
+    "argv",
+    [
+        ("create", "a b"),
+        ("create", "operator"),
+        ("revoke", "operator"),
+        ("revoke", "anna", "a b"),
+        ("revoke",),
+    ],
 )
 def test_a_bad_name_reaches_no_host(program: Program, site: Site, argv: Sequence[str]) -> None:
     site.unreachable = {"gpu-1", "gpu-2"}

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from qwen_deploy.chat.commands import COMMANDS, Then, completions, help_text, obey
@@ -28,6 +30,18 @@ TALKED = Session(turns=(Turn("1+1?", "2"), Turn("你好", "你好！")))
         (":exit", Then.LEAVE, ""),
         (":quit", Then.LEAVE, ""),
         (":q", Then.LEAVE, ""),
+        ("/help", Then.PROMPT, ""),
+        ("/Exit", Then.LEAVE, ""),
+        ("/bye", Then.LEAVE, ""),
+        ("/retry", Then.ASK_AGAIN, "你好"),
+        ("/think", Then.PROMPT, ""),
+        ("/", Then.ASK, "/"),
+        ("/etc/hosts: what is it?", Then.ASK, "/etc/hosts: what is it?"),
+        ("/helper", Then.ASK, "/helper"),
+        ("/hlep", Then.ASK, "/hlep"),
+        ("//help", Then.ASK, "//help"),
+        ("/history of Rome", Then.ASK, "/history of Rome"),
+        ("/clear\n/exit", Then.ASK, "/clear\n/exit"),
         (":clear", Then.CLEAR_SCREEN, ""),
         (":cl", Then.CLEAR_SCREEN, ""),
         (":history", Then.SHOW_HISTORY, ""),
@@ -58,6 +72,8 @@ def test_a_line_is_a_command_or_a_question(line: str, then: Then, question: str)
         (":markdown default", "`:markdown default`: should be one of on, off", None),
         (":help fr", "`:help fr`: should be en or zh", None),
         (":save", "`:save` needs a file", ":save chat.json"),
+        (":save!", "`:save!` needs a file", ":save! chat.json"),
+        ("/think maybe", "`:think maybe`: should be one of on, off, default", None),
         (":load", "`:load` needs a file", ":load chat.json"),
         (":seed x", "`x` is not a seed: should be a whole number of 64 bits", None),
         (f":seed {2**63}", f"`{2**63}` is not a seed: should be a whole number of 64 bits", None),
@@ -262,6 +278,8 @@ def test_files_are_asked_for_by_name() -> None:
     saved = obey(TALKED, ":save my chat.json")
     assert (saved.then, saved.path, saved.session) == (Then.SAVE, "my chat.json", TALKED)
     assert obey(TALKED, ":load ~/a.json").then is Then.LOAD
+    for line in (":save! my chat.json", "/save! my chat.json", "：save！ my chat.json"):
+        assert obey(TALKED, line) == replace(saved, then=Then.SAVE_OVER)
 
 
 @pytest.mark.parametrize(
@@ -270,8 +288,11 @@ def test_files_are_asked_for_by_name() -> None:
         ("", ()),
         ("h", ()),
         (":he", (":help",)),
+        ("/he", ("/help",)),
+        (":sav", (":save", ":save!")),
         (":clear-", (":clear-history", ":clear-his")),
         (":conf to", (":conf top_p=", ":conf top_k=")),
+        ("/conf to", ("/conf top_p=", "/conf top_k=")),
         (":conf top_k=1 min", (":conf top_k=1 min_p=",)),
         (":system to", ()),
     ],

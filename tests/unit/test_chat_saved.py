@@ -34,15 +34,27 @@ def test_a_saved_conversation_comes_back_as_it_was(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_conversation_may_be_saved_again_but_nothing_else_overwritten(tmp_path: Path) -> None:
-    path = tmp_path / "chat.json"
+@pytest.mark.parametrize("name", ["chat.json", "chat.md"])
+def test_a_file_is_overwritten_by_who_says_so_alone(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
     saved.save(Session(), str(path), "m")
-    saved.save(TALKED, str(path), "m")
-    assert saved.load(Session(), str(path))[0].turns == TALKED.turns
+    before = path.read_text()
+    with pytest.raises(UsageError) as caught:
+        saved.save(TALKED, str(path), "m")
+    assert caught.value.message == f"{path}: is there already"
+    assert caught.value.hint == f":save! {path}"
+    assert path.read_text() == before
+    saved.save(TALKED, str(path), "m", replaces=True)
+    assert path.read_text() != before
+
+
+def test_what_is_no_conversation_is_overwritten_by_nobody(tmp_path: Path) -> None:
     other = tmp_path / "other.json"
     other.write_text('{"mine": 1}')
-    with pytest.raises(UsageError, match="holds no conversation"):
-        saved.save(TALKED, str(other), "m")
+    for replaces in (False, True):
+        with pytest.raises(UsageError, match="holds no conversation") as caught:
+            saved.save(TALKED, str(other), "m", replaces=replaces)
+        assert caught.value.hint is None
     assert other.read_text() == '{"mine": 1}'
 
 

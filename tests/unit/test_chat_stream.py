@@ -98,6 +98,15 @@ def test_the_speed_counts_the_tokens_of_the_service_and_not_the_pieces() -> None
     assert (answer.text, answer.ending) == ("你好", Ending.LENGTH)
 
 
+@pytest.mark.parametrize("seconds", [0.0, 0.0006, 0.49])
+def test_no_speed_is_told_of_an_answer_too_short_to_measure_it(seconds: float) -> None:
+    answer = Answer(asked_at=10.0)
+    answer.add(Piece("a"), 10.5)
+    answer.add(Piece("b", "stop", 3), 10.5 + seconds)
+    assert answer.tokens_per_second() is None
+    assert answer.speed() == "0.50 s to the first token, 3 tokens"
+
+
 def test_an_api_key_is_never_shown() -> None:
     assert "sk-1" not in repr(Endpoint("http://h/v1", "m", "sk-1"))
     with pytest.raises(UsageError) as caught:

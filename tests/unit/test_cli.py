@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import pty
 import re
@@ -17,8 +16,7 @@ from typing import Any
 import pytest
 
 from qwen_deploy import config, converge, pin, prospect, reference, remote
-from qwen_deploy.cli.app import app, run
-from qwen_deploy.cli.output import Output
+from qwen_deploy.cli.app import app
 from qwen_deploy.converge import Converged, Target
 from qwen_deploy.errors import AuthRefused, Unreachable
 from qwen_deploy.events import Event
@@ -28,23 +26,10 @@ from qwen_deploy.openssh import SshSettings
 from qwen_deploy.remote import Session
 from tests.fakes import FakeConverge, FakeHost, FakeSession
 from tests.model_folder import make_model
+from tests.program import Printed, Program, running
 
 COMMANDS = [command.name or "" for command in app.registered_commands]
 OLD = "r-0badcafe"
-
-
-@dataclass(frozen=True)
-class Printed:
-    code: int
-    out: str
-    err: str
-
-    @property
-    def objects(self) -> list[dict[str, Any]]:
-        return [json.loads(line) for line in self.out.splitlines()]
-
-
-Program = Callable[..., Printed]
 
 
 @pytest.fixture
@@ -57,13 +42,7 @@ def program(
     for name in ("XDG_CACHE_HOME", "XDG_STATE_HOME"):
         monkeypatch.delenv(name, raising=False)
 
-    def call(*argv: str) -> Printed:
-        monkeypatch.setattr(Output, "_current", None)
-        code = run(argv)
-        captured = capsys.readouterr()
-        return Printed(code, captured.out, captured.err)
-
-    return call
+    return running(monkeypatch, capsys)
 
 
 NO_HOST = """\

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import json
+import socket
 
 import pytest
 
@@ -10,7 +12,7 @@ from qwen_deploy.cli.bench import Load
 from qwen_deploy.errors import UsageError
 from qwen_deploy.load import figures, mix, plot
 from qwen_deploy.load.figures import Spread
-from qwen_deploy.load.request import Sample
+from qwen_deploy.load.request import Response, Sample, take
 from qwen_deploy.load.run import Extent
 
 
@@ -42,6 +44,33 @@ SAMPLES = (
     Sample(2.0, 2.5, 3.0, [9.0], pieces=2, error="connection lost"),
     Sample(2.0, None, 2.5, error="HTTP 429"),
 )
+
+
+def event(text: str) -> bytes:
+    chunk = {"choices": [{"delta": {"content": text}, "finish_reason": "stop"}]}
+    return b"data: " + json.dumps(chunk).encode() + b"\n\n"
+
+
+def test_pieces_that_came_together_have_no_time_between_them() -> None:
+    moments = iter([10.5, 10.5, 10.75, 12.0, 12.0])
+    sample = Sample(asked_at=10.0)
+    take(map(event, "abcde"), sample, lambda: next(moments))
+    assert (sample.pieces, sample.first_at, sample.gaps) == (5, 10.5, [0.25, 1.25])
+
+
+def test_chunks_that_came_together_are_not_timed_by_when_they_are_read() -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs, Response(ours, method="POST") as response:
+        body = b"".join(b"%x\r\n%b\r\n" % (len(one), one) for one in map(event, "abcde"))
+        theirs.sendall(
+            b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + body + b"0\r\n\r\n"
+        )
+        response.begin()
+        sample = Sample(asked_at=0.0)
+        take(response.chunks(), sample, response.arrived_at)
+        assert (sample.pieces, sample.gaps) == (5, [])
+        assert sample.first_at == response.arrived_at() > 0
+        assert response.isclosed()
 
 
 def test_a_level_counts_answers_alone_and_errors_by_kind() -> None:

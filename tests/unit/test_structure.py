@@ -5,8 +5,9 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from dataclasses import dataclass
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -185,6 +186,22 @@ def test_a_program_imports_downward_only(program: str) -> None:
     ]
     assert not upward
     assert {source.place[1] for source in modules} == layer.keys()
+
+
+def test_no_module_of_the_controller_imports_itself_by_way_of_others() -> None:
+    """Not even late, inside a function."""
+    modules = {_dotted(source): source.imports for source in CONTROLLER}
+    graph = {name: _members(imports & modules.keys()) for name, imports in modules.items()}
+    TopologicalSorter(graph).prepare()
+
+
+def _dotted(source: Source) -> str:
+    return source.name.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+
+
+def _members(names: Set[str]) -> set[str]:
+    """Without a package of which only a module is taken."""
+    return {name for name in names if not any(one.startswith(f"{name}.") for one in names)}
 
 
 def test_a_module_says_what_it_owns_and_stays_small() -> None:

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +13,13 @@ import pytest
 
 from qwen_deploy import agent, remote, weights
 from qwen_deploy.cli import pull
-from qwen_deploy.cli.app import run
 from qwen_deploy.cli.output import Mode, Output
 from qwen_deploy.errors import Interrupted, Refused, Unreachable
 from qwen_deploy.inventory import parse_host
 from qwen_deploy.sources import HubUnreachable
 from tests.fakes import FakeHost, FakeSession, wanted_of
 from tests.model_folder import make_model
+from tests.program import Printed, Program, running
 
 NOWHERE = "http://127.0.0.1:9"
 DEFAULT_NAME = "Qwen/Qwen2.5-7B-Instruct"
@@ -58,20 +55,6 @@ FETCHING: dict[str, Any] = {
 }
 
 
-@dataclass(frozen=True)
-class Printed:
-    code: int
-    out: str
-    err: str
-
-    @property
-    def objects(self) -> list[dict[str, Any]]:
-        return [json.loads(line) for line in self.out.splitlines()]
-
-
-Program = Callable[..., Printed]
-
-
 @pytest.fixture
 def host(monkeypatch: pytest.MonkeyPatch) -> FakeHost:
     fake = FakeHost(wanted_of(), parse_host("root@gpu-1"))
@@ -93,12 +76,8 @@ def program(
     for name in ("HF_ENDPOINT", "MODELSCOPE_ENDPOINT"):
         monkeypatch.setenv(name, NOWHERE)
 
-    def call(*argv: str) -> Printed:
-        code = run(["weights", *argv, "--host", "root@gpu-1"])
-        printed = capsys.readouterr()
-        return Printed(code, printed.out, printed.err)
-
-    return call
+    call = running(monkeypatch, capsys, "weights")
+    return lambda *argv: call(*argv, "--host", "root@gpu-1")
 
 
 def rows(printed: Printed) -> list[list[str]]:
