@@ -17,9 +17,11 @@ from qwen_deploy import config, errors, facts, release, removal
 from qwen_deploy.cli.app import app
 from tests.demo.session import ASK, EDITED
 from tests.demo.transcript import Step, parse, session_of
+from tests.service_app import Service
 
 ROOT = Path(__file__).resolve().parents[2]
 ENGLISH, CHINESE = ((ROOT / name).read_text("utf-8") for name in ("README.md", "README.zh-CN.md"))
+REFERENCE = (ROOT / "service/README.md").read_text("utf-8")
 READMES = pytest.mark.parametrize("readme", [ENGLISH, CHINESE], ids=["English", "Chinese"])
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 
@@ -155,5 +157,24 @@ def _url(steps: tuple[Step, ...]) -> str:
 
 
 def test_python_in_the_readme_compiles() -> None:
-    for text in (*blocks(ENGLISH, "python"), *blocks(CHINESE, "python")):
+    for text in (one for each in (ENGLISH, CHINESE, REFERENCE) for one in blocks(each, "python")):
         subprocess.run([sys.executable, "-c", f"compile({text!r}, 'README', 'exec')"], check=True)
+
+
+def test_the_reference_names_keys_and_commands_that_exist() -> None:
+    for section, key in re.findall(r"`(model|service)\.(\w+)", REFERENCE):
+        assert key in type(getattr(config.Deployment(), section)).model_fields, key
+    for name, *_ in re.findall(r"`qwen-deploy (\w+)([^`]*)`", REFERENCE):
+        assert name in program().commands
+
+
+def test_the_reference_lists_every_route() -> None:
+    listed = {path for row in tables(REFERENCE)[0] for path in re.findall(r"`(/[^`]*)`", row[0])}
+    paths = Service().get("/openapi.json").json()["paths"]
+    assert {re.sub(r"{\w+(:path)?}", "NAME", path) for path in paths} <= listed
+    assert len(paths) > 10
+
+
+@pytest.mark.parametrize("path", re.findall(r"\]\(([^)#:]+)\)", ENGLISH + CHINESE))
+def test_files_that_are_linked_exist(path: str) -> None:
+    assert (ROOT / path).exists()
