@@ -6,7 +6,6 @@ Knows neither torch nor how prompts are built.
 from __future__ import annotations
 
 from fastapi import FastAPI, Request
-from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
 from starlette.exceptions import HTTPException
 
@@ -16,7 +15,6 @@ from qwen_service.errors import ApiError
 from qwen_service.lifecycle.readiness import Readiness
 from qwen_service.middleware.auth import Keys
 from qwen_service.middleware.gate import error_response
-from qwen_service.protocol.invalid import invalid
 from qwen_service.routes.chat import chat_routes
 from qwen_service.routes.completions import completion_routes
 from qwen_service.routes.embeddings import embedding_routes
@@ -64,18 +62,10 @@ def _add_error_mapping(app: FastAPI) -> None:
     async def api_error(request: Request, error: ApiError) -> Response:
         return error_response(error)
 
-    @app.exception_handler(RequestValidationError)
-    async def invalid_request(request: Request, error: RequestValidationError) -> Response:
-        type = request.headers.get("content-type", "")
-        if request.method == "POST" and not type.partition(";")[0].strip().endswith("json"):
-            reason = f"the body should be sent as content-type: application/json, not {type!r}"
-            return error_response(ApiError(400, reason, code="invalid_json"))
-        return error_response(invalid(error.errors()))
-
     @app.exception_handler(HTTPException)
     async def http_error(request: Request, error: HTTPException) -> Response:
         what = f"{request.method} {request.url.path}: {error.detail}"
-        code = CODES.get(error.status_code)
+        code = CODES.get(error.status_code, "http_error")
         response = error_response(ApiError(error.status_code, what, code=code))
         # A method that is not allowed comes with those that are.
         response.headers.update(error.headers or {})

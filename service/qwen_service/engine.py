@@ -19,7 +19,7 @@ class EngineError(Exception):
 class Refused(EngineError):
     """The caller asked for something that cannot be."""
 
-    def __init__(self, message: str, *, param: str, code: str | None = None) -> None:
+    def __init__(self, message: str, *, param: str, code: str = "invalid_value") -> None:
         super().__init__(message)
         self.param = param
         self.code = code
@@ -64,6 +64,8 @@ class Constraint:
     text: str = ""
     # Whether the model may first think between <think> and </think>, where nothing is masked.
     may_think: bool = False
+    # The field of the request that asks for it.
+    param: str = "response_format"
 
 
 @dataclass(frozen=True, slots=True)

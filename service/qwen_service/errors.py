@@ -21,8 +21,8 @@ class ApiError(Exception):
         status: int,
         message: str,
         *,
+        code: str,
         param: str | None = None,
-        code: str | None = None,
         retry_after_seconds: int | None = None,
     ) -> None:
         super().__init__(message)

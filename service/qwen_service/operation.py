@@ -29,5 +29,10 @@ def install(
             allow_origins=list(settings.cors_origins),
             allow_methods=["*"],
             allow_headers=["*"],
-            expose_headers=["x-request-id", "x-qwen-ignored", "openai-processing-ms", "retry-after"],
+            expose_headers=[
+                "x-request-id",
+                "x-qwen-ignored",
+                "openai-processing-ms",
+                "retry-after",
+            ],
         )

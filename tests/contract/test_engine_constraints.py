@@ -37,6 +37,10 @@ def engine() -> Iterator[Engine]:
         yield running
 
 
+def tokenizer_of_fixture() -> Any:
+    return AutoTokenizer.from_pretrained(fixture_model())
+
+
 def constrained(kind: Any, text: str = "", **wishes: Any) -> Sampling:
     may_think = wishes.pop("may_think", False)
     constraint = Constraint(kind, text, may_think=may_think)
@@ -109,6 +113,59 @@ def test_what_cannot_be_compiled_is_refused_before_anything_runs(
     assert refusal.code == "invalid_response_format"
     assert 10 < len(str(refusal)) < 400
     assert engine.say("Hello") == answer_to("Hello")
+
+
+@pytest.mark.parametrize(
+    ("schema", "cause"),
+    [
+        ({"$ref": "#"}, "nothing satisfies it"),
+        ({"enum": []}, "nothing satisfies it"),
+        ({"oneOf": [{"type": "string"}, {"minLength": 3}]}, "oneOf can be kept to where"),
+        ({"not": {"type": "string"}}, '"not" cannot be kept to'),
+        ({"type": "objekt"}, "there is no type objekt"),
+        ({"type": "string", "format": "x"}, "there is no format x"),
+        ({"$ref": "http://example.com/x"}, "http://example.com/x lies elsewhere, and nothing is"),
+        ({"$ref": "#/$defs/x"}, "it has nothing at #/$defs/x"),
+        ({"minimum": "x"}, "'minimum' has a wrong value"),
+        ({"type": "string", "pattern": "("}, "a pattern in it is wrong: unclosed group"),
+        ([], "it should be an object"),
+    ],
+    ids=str,
+)
+def test_a_schema_is_refused_in_words_of_schemas(schema: Any, cause: str) -> None:
+    compiled = grammar.Grammars(tokenizer_of_fixture(), vocabulary=768, ends=[761])
+    text = json.dumps(schema)
+    with pytest.raises(Refused) as refused:
+        compiled.guide(Constraint("json_schema", text), "")
+    assert str(refused.value).startswith(f"the JSON schema cannot be used: {cause}")
+    assert "\n" not in str(refused.value)
+    if not isinstance(schema, dict):
+        return
+    with pytest.raises(Refused) as refused:
+        compiled.guide(Constraint("lark", f"start: %json {text}", param="tools"), "")
+    assert str(refused.value).startswith(f"a schema of the tools cannot be used: {cause}")
+    assert (refused.value.param, refused.value.code) == ("tools", "invalid_function_parameters")
+
+
+@pytest.mark.parametrize(
+    "schema", [{"type": "object"}, {"type": "object", "x-guidance": {"whitespace_pattern": " *"}}]
+)
+@pytest.mark.parametrize("begun", ["{", '{"a"', '{"a":', '{"a": 1', '{"a": [1,', '{"a": {}'])
+def test_white_space_has_an_end(schema: dict[str, Any], begun: str) -> None:
+    tokenizer = tokenizer_of_fixture()
+    compiled = grammar.Grammars(tokenizer, vocabulary=768, ends=[761])
+    guide = compiled.guide(Constraint("json_schema", json.dumps(schema)), "")
+    for token in tokenizer.encode(begun):
+        guide.accept(token)
+    line, blank = tokenizer.encode("\n")[0], tokenizer.encode(" ")[0]
+    blanks = 0
+    guide.accept(line)
+    while (guide.allowed() or b"")[blank]:
+        guide.accept(blank)
+        blanks += 1
+        assert blanks <= 40
+    assert not (guide.allowed() or b"")[line]
+    assert sum(guide.allowed() or b"") > 0
 
 
 @pytest.mark.parametrize(

@@ -68,6 +68,25 @@ def test_a_prompt_far_beyond_the_context_is_not_read_to_its_end(tokenizer: Any) 
         assert read < 10_000
 
 
+def test_messages_far_beyond_the_context_are_not_even_rendered() -> None:
+    broken = AutoTokenizer.from_pretrained(fixture_model())
+    broken.chat_template = "{{ raise_exception('rendered') }}"
+    prompts = PromptBuilder(broken, most_tokens=100)
+
+    def refusal(role: str, content: str) -> Refused:
+        turns = ({"role": "user", "content": "Hello"}, {"role": role, "content": content})
+        with pytest.raises(Refused) as refused:
+            prompts.read(Chat(turns))
+        return refused.value
+
+    for role in ("user", "assistant", "tool"):
+        assert refusal(role, "Hello " * 1000).code == "context_length_exceeded"
+        assert "rendered" in str(refusal(role, "Hello"))
+    # What a template may leave away is no reason.
+    assert "rendered" in str(refusal("assistant", "<think>" + "Hm. " * 1000 + "</think>Hello"))
+    assert "rendered" in str(refusal("user", " " * 5000))
+
+
 def test_a_prompt_of_many_letters_and_few_tokens_is_read_whole(tokenizer: Any) -> None:
     text = "function " * 3000
     ids = tokenizer.backend_tokenizer.encode(text, add_special_tokens=False).ids

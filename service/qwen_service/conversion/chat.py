@@ -12,10 +12,9 @@ from typing import Any
 
 from qwen_service.conversion import generation, messages
 from qwen_service.engine import Chat, Constraint, Generation, ModelFacts
-from qwen_service.errors import ApiError
 from qwen_service.formats import grammar, react, react_prompt, think, tool_calls
 from qwen_service.formats.parts import Reader
-from qwen_service.protocol.base import wrong
+from qwen_service.protocol.base import MISSING, wrong
 from qwen_service.protocol.chat import ChatRequest
 from qwen_service.protocol.tools import Offer
 from qwen_service.settings import Settings
@@ -30,13 +29,13 @@ class Reading:
     thinks: bool = False
     continues: bool = False
 
-    def reader(self, opened: str, *, as_they_come: bool) -> Reader | None:
+    def reader(self, opened: str) -> Reader | None:
         """One for each choice; None where the text is the answer."""
         calls: Reader | None = None
         if self.offer.tools and self.form == "react":
             calls = react.ReactReader(self.offer.names, continues=self.continues)
         elif self.offer.tools:
-            calls = tool_calls.ToolCallReader(self.offer.names, as_they_come=as_they_come)
+            calls = tool_calls.ToolCallReader(self.offer.names)
         if self.thinks or opened:
             return think.ThinkReader(is_open=opened.startswith(think.OPEN), answer=calls)
         return calls
@@ -48,12 +47,6 @@ class Plan:
     choices: int
     reading: Reading
     ignored: tuple[str, ...]
-
-    def blamed(self, error: ApiError) -> ApiError:
-        """The same error about the field that a constraint was made of."""
-        if error.param == "response_format" and self.reading.offer.tools:
-            error.param = self.reading.offer.param
-        return error
 
 
 def plan(request: ChatRequest, settings: Settings, facts: ModelFacts, id: str) -> Plan:
@@ -129,21 +122,19 @@ def _constraint(
         if wanted == {"type": "object"}:
             return Constraint("json_object", may_think=may_think)
         return Constraint("json_schema", json.dumps(wanted), may_think)
-    is_react = facts.tools == "react"
     is_strict = any(tool.strict for tool in offer.tools)
     if not (offer.is_required or is_strict or wanted is not None):
         return None
-    if is_react:
-        if not offer.is_required:
-            name = "tools" if is_strict else "response_format"
-            raise wrong(
-                name, "this model cannot keep to a schema where it may also call a function"
-            )
-        return Constraint("lark", grammar.react(offer.tools, continues=continues), may_think)
-    text = grammar.tool_calls(
-        offer.tools, is_required=offer.is_required, parallel=offer.parallel, otherwise=wanted
-    )
-    return Constraint("lark", text, may_think)
+    if facts.tools != "react":
+        text = grammar.tool_calls(
+            offer.tools, is_required=offer.is_required, parallel=offer.parallel, otherwise=wanted
+        )
+    elif offer.is_required:
+        text = grammar.react(offer.tools, continues=continues)
+    else:
+        name = offer.param if is_strict else "response_format"
+        raise wrong(name, "this model cannot keep to a schema where it may also call a function")
+    return Constraint("lark", text, may_think, offer.param)
 
 
 def _schema(request: ChatRequest) -> Mapping[str, Any] | None:
@@ -153,5 +144,5 @@ def _schema(request: ChatRequest) -> Mapping[str, Any] | None:
     if wanted.type == "json_object":
         return {"type": "object"}
     if wanted.json_schema is None:
-        raise wrong("response_format.json_schema", "Field required")
+        raise wrong("response_format.json_schema", MISSING)
     return wanted.json_schema.schema_ or {"type": "object"}

@@ -5,12 +5,11 @@ Knows neither templates nor the engine.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Collection, Sequence
+from typing import Any, cast
 
-from qwen_service.errors import ApiError
-from qwen_service.protocol.base import MOST_NESTED, plain, wrong
+from qwen_service.formats.arguments import read_object
+from qwen_service.protocol.base import MISSING, plain, wrong
 from qwen_service.protocol.chat import FunctionCall, Message
 
 # The templates of Qwen know these roles by other names.
@@ -18,7 +17,22 @@ ROLES = {"developer": "system", "function": "tool"}
 
 
 def for_template(messages: Sequence[Message]) -> tuple[dict[str, Any], ...]:
-    return tuple(_message(f"messages[{at}]", message) for at, message in enumerate(messages))
+    called: set[str | None] = set()
+    rendered = []
+    for at, message in enumerate(messages):
+        path = f"messages[{at}]"
+        if message.role == "tool":
+            check_result(message.tool_call_id, called, f"{path}.tool_call_id")
+        called |= {call.id for call in message.tool_calls or ()}
+        rendered.append(_message(path, message))
+    return tuple(rendered)
+
+
+def check_result(id: str | None, called: Collection[str | None], path: str) -> None:
+    if id is None:
+        raise wrong(path, MISSING)
+    if id not in called:
+        raise wrong(path, "should be the id of a call that the assistant made before")
 
 
 def _message(path: str, message: Message) -> dict[str, Any]:
@@ -27,6 +41,8 @@ def _message(path: str, message: Message) -> dict[str, Any]:
         "content": _text(path, message),
     }
     if message.role != "assistant":
+        if message.content is None:
+            raise wrong(f"{path}.content", MISSING)
         if message.tool_calls or message.function_call:
             raise wrong(f"{path}.role", "only the assistant calls functions")
         return rendered
@@ -44,7 +60,7 @@ def _message(path: str, message: Message) -> dict[str, Any]:
 
 
 def _call(function: FunctionCall, path: str, id: str | None) -> dict[str, Any]:
-    arguments = _arguments(function.arguments, f"{path}.arguments")
+    arguments = read_arguments(function.arguments, f"{path}.arguments")
     return {
         "id": id,
         "type": "function",
@@ -59,18 +75,17 @@ def _text(path: str, message: Message) -> str:
     for at, part in enumerate(message.content):
         text = part.text if part.type == "text" else part.refusal
         if text is None:
-            raise wrong(f"{path}.content[{at}].{part.type}", "Field required")
+            raise wrong(f"{path}.content[{at}].{part.type}", MISSING)
         texts.append(text)
     return "\n".join(texts)
 
 
-def _arguments(text: str, path: str) -> Any:
+def read_arguments(text: str, path: str) -> dict[str, Any]:
     """Templates render arguments themselves and so want the object, not its text."""
+    arguments = read_object(text or "{}")
+    if arguments is None:
+        raise wrong(path, "should be a JSON object")
     try:
-        return plain(json.loads(text or "{}"))
-    except RecursionError as error:
-        raise wrong(path, f"should be nested at most {MOST_NESTED} deep") from error
+        return cast(dict[str, Any], plain(arguments))
     except ValueError as error:
-        raise ApiError(
-            400, f"{path}: should be JSON: {error}", param=path, code="invalid_value"
-        ) from error
+        raise wrong(path, str(error)) from error

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from qwen_service.conversion.messages import check_result, read_arguments
 from qwen_service.errors import ApiError
-from qwen_service.protocol.base import wrong
+from qwen_service.protocol.base import MISSING, wrong
 from qwen_service.protocol.chat import (
     ChatRequest,
     FunctionCall,
@@ -70,12 +71,13 @@ def renamed(error: ApiError) -> ApiError:
     for theirs, ours in NAMES:
         if error.param and error.param.startswith(theirs):
             error.param = ours + error.param.removeprefix(theirs)
-            error.message = error.message.replace(theirs, ours, 1)
+            error.message = error.message.replace(theirs, ours)
     return error
 
 
 def _messages(request: ResponsesRequest) -> list[Message]:
     messages: list[Message] = []
+    called: set[str | None] = set()
     if request.instructions:
         messages.append(Message(role="system", content=request.instructions))
     if isinstance(request.input, str):
@@ -86,6 +88,10 @@ def _messages(request: ResponsesRequest) -> list[Message]:
         if item.type == "reasoning":
             thought = _joined(item.content, path) or _joined(item.summary, path)
             continue
+        if item.type == "function_call_output":
+            check_result(item.call_id, called, f"{path}.call_id")
+        elif item.type == "function_call":
+            called.add(item.call_id)
         message = _message(item, path)
         if message.role == "assistant":
             message.reasoning_content, thought = thought, None
@@ -104,18 +110,19 @@ def _message(item: InputItem, path: str) -> Message:
         case "function_call":
             for name in ("call_id", "name", "arguments"):
                 if getattr(item, name) is None:
-                    raise wrong(f"{path}.{name}", "Field required")
+                    raise wrong(f"{path}.{name}", MISSING)
+            read_arguments(item.arguments or "", f"{path}.arguments")
             function = FunctionCall(name=item.name or "", arguments=item.arguments or "")
             call = ToolCall(id=item.call_id, function=function)
             return Message(role="assistant", tool_calls=[call])
         case "function_call_output":
-            if item.output is None or item.call_id is None:
-                name = "output" if item.output is None else "call_id"
-                raise wrong(f"{path}.{name}", "Field required")
+            if item.output is None:
+                raise wrong(f"{path}.output", MISSING)
             content = _joined(item.output, path)
             return Message(role="tool", tool_call_id=item.call_id, content=content)
-    if item.role is None:
-        raise wrong(f"{path}.role", "Field required")
+    if item.role is None or item.content is None:
+        name = "role" if item.role is None else "content"
+        raise wrong(f"{path}.{name}", MISSING)
     return Message(role=item.role, content=_joined(item.content, path))
 
 
@@ -124,7 +131,7 @@ def _joined(content: str | Sequence[InputPart] | None, path: str) -> str:
         return content or ""
     texts = [part.refusal if part.type == "refusal" else part.text for part in content]
     if None in texts:
-        raise wrong(f"{path}.content[{texts.index(None)}].text", "Field required")
+        raise wrong(f"{path}.content[{texts.index(None)}].text", MISSING)
     return "\n".join(text for text in texts if text)
 
 
@@ -143,10 +150,10 @@ def _choice(choice: Mode | FlatChoice | None) -> Mode | Choice | None:
         return choice
     if choice.type == "function":
         if choice.name is None:
-            raise wrong("tool_choice.name", "Field required")
+            raise wrong("tool_choice.name", MISSING)
         return Choice(type="function", function=FunctionOfName(name=choice.name))
     if choice.mode is None or choice.tools is None:
-        raise wrong("tool_choice.tools", "Field required")
+        raise wrong("tool_choice.tools", MISSING)
     named = [
         NamedTool(type="function", function=FunctionOfName(name=it.name)) for it in choice.tools
     ]
@@ -158,6 +165,6 @@ def _format(text: TextFormat) -> ResponseFormat:
     if text.type != "json_schema":
         return ResponseFormat(type=text.type)
     if text.schema_ is None:
-        raise wrong("text.format.schema", "Field required")
+        raise wrong("text.format.schema", MISSING)
     schema = JsonSchema(name=text.name, schema=text.schema_, strict=text.strict)
     return ResponseFormat(type="json_schema", json_schema=schema)

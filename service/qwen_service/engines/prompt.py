@@ -19,8 +19,10 @@ THINK, THOUGHT = "<think>", "</think>"
 # Where a template knows no turns of that kind, an open thought is looked for this close to its end.
 TAIL_LENGTH = 64
 MOST_ERROR_LENGTH = 300
-# A text with no more of them for each token of the context is short enough to be read whole.
+# A text with no more of them for each token of the context is short enough to be read whole, and
+# one with more than these is most likely too long: that is found out before it is rendered.
 CHARACTERS_A_TOKEN = 2
+MANY_CHARACTERS_A_TOKEN = 8
 SLICE_LENGTH = 8192
 # What a cut through a word may add.
 TOKENS_A_CUT = 8
@@ -36,8 +38,7 @@ class PromptBuilder:
         control = [
             token.content for token in tokenizer.added_tokens_decoder.values() if token.special
         ]
-        # Matched by lookahead: tokens that overlap are all found, and each loses its first letter.
-        self._control = re.compile(f"(?=(?:{'|'.join(map(re.escape, control))}))(.)", re.DOTALL)
+        self._control = _beginnings(control)
 
     def read(self, prompt: Prompt) -> ReadPrompt:
         if isinstance(prompt, Chat):
@@ -61,6 +62,7 @@ class PromptBuilder:
     def _chat(self, prompt: Chat) -> ReadPrompt:
         # Unguessable, and letters only: templates may quote, escape or trim what they are given.
         cut = secrets.token_hex(16)
+        self._require_short(_surely_rendered(prompt), "messages", MANY_CHARACTERS_A_TOKEN)
         text = self._render(prompt, cut)
         ids = _not_empty(self._ids(text.split(cut), "messages"), "messages")
         return ReadPrompt(ids, _opened(text))
@@ -76,10 +78,12 @@ class PromptBuilder:
             raise Refused(f"the {param} hold what is no text", param=param) from error
         return [token for piece in pieces for token in piece.ids]
 
-    def _require_short(self, texts: Sequence[str], param: str) -> None:
+    def _require_short(
+        self, texts: Sequence[str], param: str, characters_a_token: int = CHARACTERS_A_TOKEN
+    ) -> None:
         """A megabyte without a blank takes the tokenizer half a minute: it is read in slices, and
         no further than the context goes."""
-        if sum(map(len, texts)) <= CHARACTERS_A_TOKEN * self._most_tokens:
+        if sum(map(len, texts)) <= characters_a_token * self._most_tokens:
             return
         tokens = 0
         for text in texts:
@@ -107,7 +111,7 @@ class PromptBuilder:
 
     def _neutral(self, value: Any, cut: str) -> Any:
         if isinstance(value, str):
-            return self._control.sub(lambda match: match[1] + cut, value)
+            return self._control.sub(lambda match: match[0] + cut, value)
         if isinstance(value, Mapping):
             return {
                 self._neutral(key, cut): self._neutral(item, cut) for key, item in value.items()
@@ -161,6 +165,24 @@ OWN_VARIABLES = frozenset(
         *("tokenizer_kwargs", "processor_kwargs", "template_kwargs"),
     )
 )
+
+
+def _beginnings(tokens: Sequence[str]) -> re.Pattern[str]:
+    """The first letter of each, also where they overlap; the rest is only looked at."""
+    rests: dict[str, list[str]] = {}
+    for token in tokens:
+        rests.setdefault(token[0], []).append(re.escape(token[1:]))
+    return re.compile(
+        "|".join(f"{re.escape(first)}(?={'|'.join(rest)})" for first, rest in rests.items())
+        # A vocabulary may have none.
+        or "(?!)"
+    )
+
+
+def _surely_rendered(prompt: Chat) -> list[str]:
+    """Templates drop thoughts of earlier answers, and blanks around a text."""
+    said = (message.get("content") for message in prompt.messages)
+    return [text.rpartition(THOUGHT)[2].strip() for text in said if isinstance(text, str)]
 
 
 def _opened(text: str) -> str:

@@ -44,15 +44,14 @@ Part = Said | Thought | CallBegan | CallArguments
 class Reader(Protocol):
     """Text in pieces of any size -> parts, as soon as nothing can change them any more."""
 
+    @property
+    def has_called(self) -> bool:
+        """Whether functions were called, and the last call was not cut off."""
+
     def feed(self, text: str) -> list[Part]: ...
 
     def end(self) -> list[Part]:
         """What was held back when no further text comes."""
-
-
-def call(index: int, name: str, arguments: str) -> list[Part]:
-    """A whole call at once."""
-    return [began(index, name), CallArguments(index, arguments)]
 
 
 def began(index: int, name: str) -> CallBegan:

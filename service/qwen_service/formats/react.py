@@ -16,15 +16,21 @@ THOUGHT = "Thought:"
 ACTION, INPUT, FINAL = "\nAction:", "\nAction Input:", "\nFinal Answer:"
 
 
+State = Literal["start", "thought", "text", "answer", "words", "input", "end", "cut"]
+
+
 class ReactReader:
     def __init__(self, names: Collection[str], *, continues: bool = False) -> None:
         self._names = names
         # Where a result was told, the prompt has begun the thought already.
-        self._state: Literal["start", "thought", "text", "answer", "words", "input", "end"] = (
-            "thought" if continues else "start"
-        )
+        self._state: State = "thought" if continues else "start"
         self._held = ""
         self._object = ObjectEnd()
+
+    @property
+    def has_called(self) -> bool:
+        # Of words instead of an object nobody knows where they end.
+        return self._state == "end" or (self._state == "input" and self._object.is_new)
 
     def feed(self, text: str) -> list[Part]:
         self._held += text
@@ -46,6 +52,8 @@ class ReactReader:
         if self._state == "input":
             # Words instead of an object are handed on: the caller knows what it offered.
             return [CallArguments(0, held.strip())] if held.strip() else []
+        if self._state in ("thought", "text") and (parts := self._cut(held)) is not None:
+            return parts
         return [Said(held)] if held and self._state != "answer" else []
 
     def _begin(self) -> list[Part]:
@@ -79,11 +87,23 @@ class ReactReader:
             # No call that can be answered: it stays text, as it is.
             self._state = "words"
             return self._answer()
-        _, mark, after = text[:action].partition(f"{THOUGHT} ")
-        thought = (after if mark else text[:action]).strip()
         self._state, self._held = "input", text[input + len(INPUT) :]
-        parts: list[Part] = [Said(thought)] if thought else []
-        return [*parts, began(0, name), *self._argue()]
+        return [*_thought(text[:action]), began(0, name), *self._argue()]
+
+    def _cut(self, text: str) -> list[Part] | None:
+        """What there is of a call whose input never began; None where there is no call."""
+        before, action, after = text.partition(ACTION)
+        line, newline, rest = after.partition("\n")
+        name = line.strip()
+        if not action or not INPUT.startswith(newline + rest):
+            return None
+        if newline and name in self._names:
+            self._state = "cut"
+            return [*_thought(before), began(0, name)]
+        if not newline and any(known.startswith(name) for known in self._names):
+            self._state = "cut"
+            return _thought(before)
+        return None
 
     def _answer(self) -> list[Part]:
         text, self._held = self._held, ""
@@ -103,3 +123,9 @@ class ReactReader:
         if end >= 0:
             self._state, bare = "end", bare[:end]
         return [CallArguments(0, bare)]
+
+
+def _thought(text: str) -> list[Part]:
+    _, mark, after = text.partition(f"{THOUGHT} ")
+    thought = (after if mark else text).strip()
+    return [Said(thought)] if thought else []

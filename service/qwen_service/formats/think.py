@@ -24,6 +24,10 @@ class ThinkReader:
         self._answer = answer
         self._held = ""
 
+    @property
+    def has_called(self) -> bool:
+        return self._answer is not None and self._answer.has_called
+
     def feed(self, text: str) -> list[Part]:
         if self._state == "answering":
             return self._say(text)

@@ -1,6 +1,7 @@
 """Tool calls as Qwen2.5 and Qwen3 write them: JSON between <tool_call> and </tool_call>.
 
-What is malformed, cut off or calls no function that was offered stays text.
+What is malformed or calls no function that was offered stays text; what is cut off is a call as far
+as it came.
 """
 
 from __future__ import annotations
@@ -10,25 +11,28 @@ from collections.abc import Collection
 from typing import Any, Literal
 
 from qwen_service.formats.arguments import ObjectEnd, read_object, written
-from qwen_service.formats.parts import CallArguments, Part, Said, began, call, overlap
+from qwen_service.formats.parts import CallArguments, Part, Said, began, overlap
 
 OPEN, CLOSE = "<tool_call>", "</tool_call>"
+NAME = re.compile(r'\s*\{\s*"name"\s*:\s*"([^"\\]*)"')
 # From here on it is certain that this is a call, so its arguments may be sent as they come.
-HEAD = re.compile(r'\s*\{\s*"name"\s*:\s*"([^"\\]*)"\s*,\s*"arguments"\s*:\s*(?=\{)')
+HEAD = re.compile(NAME.pattern + r'\s*,\s*"arguments"\s*:\s*(?=\{)')
 LONGEST_HEAD = 512
 TAIL = re.compile(r"\s*\}?\s*")
 
 
 class ToolCallReader:
-    def __init__(self, names: Collection[str], *, as_they_come: bool) -> None:
+    def __init__(self, names: Collection[str]) -> None:
         self._names = names
-        # In a whole answer a call is read at its end, when it is known to be well-formed.
-        self._as_they_come = as_they_come
-        self._state: Literal["text", "call", "arguments", "tail"] = "text"
+        self._state: Literal["text", "call", "arguments", "tail", "cut"] = "text"
         self._held = ""
         self._searched = 0
         self._object = ObjectEnd()
         self._calls = 0
+
+    @property
+    def has_called(self) -> bool:
+        return self._calls > 0 and self._state not in ("arguments", "cut")
 
     def feed(self, text: str) -> list[Part]:
         self._held += text
@@ -40,7 +44,7 @@ class ToolCallReader:
     def end(self) -> list[Part]:
         held, self._held = self._held, ""
         if self._state == "call":
-            return self._read(held) or [Said(OPEN + held)]
+            return self._read(held) or self._cut(held)
         if self._state == "text" and (held.strip() or (held and not self._calls)):
             return [Said(held)]
         return []
@@ -75,10 +79,10 @@ class ToolCallReader:
             parts.append(Said(text))
 
     def _read_call(self, parts: list[Part]) -> bool:
-        if self._as_they_come and len(self._held) < LONGEST_HEAD + len(OPEN):
+        if len(self._held) < LONGEST_HEAD + len(OPEN):
             head = HEAD.match(self._held)
             if head and head[1] in self._names:
-                parts.append(began(self._calls, head[1]))
+                parts.append(self._begin(head[1]))
                 self._held = self._held[head.end() :]
                 self._state, self._object = "arguments", ObjectEnd()
                 return True
@@ -91,15 +95,18 @@ class ToolCallReader:
         self._state = "text"
         return True
 
+    def _begin(self, name: str) -> Part:
+        self._calls += 1
+        return began(self._calls - 1, name)
+
     def _read_arguments(self, parts: list[Part]) -> bool:
         end = self._object.find(self._held)
         if end < 0:
-            parts.append(CallArguments(self._calls, self._held))
+            parts.append(CallArguments(self._calls - 1, self._held))
             self._held = ""
             return False
-        parts.append(CallArguments(self._calls, self._held[:end]))
+        parts.append(CallArguments(self._calls - 1, self._held[:end]))
         self._held = self._held[end:]
-        self._calls += 1
         self._state = "tail"
         return True
 
@@ -124,5 +131,13 @@ class ToolCallReader:
             arguments = read_object(arguments)
         if not isinstance(arguments, dict):
             return []
-        self._calls += 1
-        return call(self._calls - 1, name, written(arguments))
+        return [self._begin(name), CallArguments(self._calls - 1, written(arguments))]
+
+    def _cut(self, block: str) -> list[Part]:
+        """What there is of a block that never ended: its name at most, or words that were none."""
+        bare = block.lstrip()
+        if bare and (not bare.startswith("{") or ObjectEnd().find(bare) >= 0):
+            return [Said(OPEN + block)]
+        self._state = "cut"
+        name = NAME.match(block)
+        return [self._begin(name[1])] if name and name[1] in self._names else []

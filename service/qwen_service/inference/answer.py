@@ -18,7 +18,11 @@ LONGEST_CHARACTER_TOKENS = 16
 
 
 class Detokenizer:
-    """Gives the text of each token as soon as no later token can change it."""
+    """Gives the text of each token as soon as no later token can change it.
+
+    What it still holds when no further token comes are bytes of a character that never ended, and
+    no text.
+    """
 
     def __init__(self, decode: Decode) -> None:
         self._decode = decode
@@ -49,10 +53,6 @@ class Detokenizer:
     def holds(self) -> bool:
         """Whether the last token ended within a character."""
         return self._held
-
-    def rest(self) -> str:
-        """What is left when no further token comes: at most an unfinished character."""
-        return self._decode(self._ids)[len(self._given) :]
 
 
 class StopMatcher:
@@ -109,10 +109,7 @@ class Answer:
         text, stopped = self._matcher.feed(new)
         over = ended or choice.is_last or self.tokens >= self._limit
         if over and not stopped:
-            last, stopped = self._matcher.feed(self._detokenizer.rest())
-            text += last
-            if not stopped:
-                text += self._matcher.rest()
+            text += self._matcher.rest()
         logprobs = self._logprobs.release(text, is_cut=stopped, is_over=over)
         if text or logprobs:
             yield Piece(text, logprobs)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import logging
 import time
 
@@ -96,6 +97,10 @@ class Supervisor:
                     self._readiness.loading("first completion")
                     if failure := await self._prove(facts.kind):
                         return f"the model does not answer: {failure}"
+                    # What was loaded stays: going over it takes half a second in which nobody is
+                    # answered, again and again.
+                    gc.collect()
+                    gc.freeze()
                     self._readiness.ready()
                     log.info("qwen_service: %s", self._line(self._engine.stats(), 0.0))
                 case Broken(reason):

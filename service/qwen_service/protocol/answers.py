@@ -14,7 +14,7 @@ class ErrorFields(BaseModel):
     message: str
     type: str
     param: str | None
-    code: str | None
+    code: str
 
 
 class Error(BaseModel):

@@ -23,6 +23,7 @@ from qwen_service.errors import ApiError
 # Deeper than any schema of a sane tool, and safe for every recursion that may follow.
 MOST_NESTED = 64
 SEEDS = 2**63
+MISSING = "is missing"
 # Names that may stand in a header.
 PLAIN = re.compile(r"[\w.\[\]-]{1,64}", re.ASCII)
 MOST_NAMED = 20
@@ -76,18 +77,18 @@ def plain(value: Any) -> Any:
 
 def _inside(value: Any) -> Iterator[Any]:
     if isinstance(value, str):
-        _whole(value)
+        whole(value)
     elif isinstance(value, float) and not -1e308 <= value <= 1e308:
         raise ValueError("should hold finite numbers")
     elif isinstance(value, dict):
         for key in value:
-            _whole(key)
+            whole(key)
         yield from value.values()
     elif isinstance(value, list):
         yield from value
 
 
-def _whole(text: str) -> str:
+def whole(text: str) -> str:
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -95,7 +96,7 @@ def _whole(text: str) -> str:
     return text
 
 
-Words = Annotated[str, AfterValidator(_whole)]
+Words = Annotated[str, AfterValidator(whole)]
 
 Item = TypeVar("Item")
 # The first wrong item is told, not a million of them.

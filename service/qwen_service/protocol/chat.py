@@ -9,7 +9,8 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import ConfigDict, Field
+from pydantic.config import JsonDict
 
 from qwen_service.protocol.base import Count, FunctionName, Json, Listed, Strict, Words, wrong
 from qwen_service.protocol.sampling import SamplingFields
@@ -25,6 +26,8 @@ from qwen_service.protocol.tools import (
 )
 
 MOST_TOOLS = 128
+MOST_MESSAGES = 2048
+MOST_PARTS = 1024
 
 
 class ContentPart(Strict):
@@ -46,16 +49,41 @@ class ToolCall(Strict):
     function: FunctionCall
 
 
+# What each role has to say, for the published document; it is judged where messages are converted.
+TOLD: JsonDict = {
+    "content": {"type": ["string", "array"]},
+    "function_call": {"type": "null"},
+    "tool_calls": {"type": "null"},
+}
+BY_ROLE: JsonDict = {
+    "anyOf": [
+        {"properties": {"role": {"const": "assistant"}}},
+        {
+            "properties": {"role": {"enum": ["system", "developer", "user", "function"]}, **TOLD},
+            "required": ["content"],
+        },
+        {
+            "properties": {"role": {"const": "tool"}, "tool_call_id": {"type": "string"}, **TOLD},
+            "required": ["content", "tool_call_id"],
+        },
+    ]
+}
+
+
 class Message(Strict):
+    model_config = ConfigDict(json_schema_extra=BY_ROLE)
     echoed = frozenset({"annotations", "audio", "id", "object", "refusal", "status"})
 
     role: Literal["system", "developer", "user", "assistant", "tool", "function"]
-    content: Words | Listed[ContentPart] | None = None
+    content: Words | Annotated[Listed[ContentPart], Field(max_length=MOST_PARTS)] | None = None
     reasoning_content: Words | None = None
     name: Words | None = None
-    tool_calls: Listed[ToolCall] | None = None
+    tool_calls: Annotated[Listed[ToolCall], Field(max_length=MOST_TOOLS)] | None = None
     tool_call_id: Words | None = None
     function_call: FunctionCall | None = None
+
+
+Messages = Annotated[Listed[Message], Field(min_length=1, max_length=MOST_MESSAGES)]
 
 
 class JsonSchema(Strict):
@@ -75,7 +103,7 @@ class TemplateVariables(Strict):
 
 
 class ChatRequest(SamplingFields):
-    messages: Listed[Message] = Field(min_length=1)
+    messages: Messages
     max_completion_tokens: Count | None = None
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0, le=20)

@@ -51,7 +51,7 @@ def prompts(given: str | list[int] | list[str] | list[list[int]]) -> tuple[Promp
     if isinstance(given, str):
         return (Text(given),)
     if isinstance(given[0], int):
-        return (Tokens(tuple(int(it) for it in given if isinstance(it, int))),)
+        return (Tokens(tuple(given)),)
     return tuple(
         Text(it) if isinstance(it, str) else Tokens(tuple(it))
         for it in given

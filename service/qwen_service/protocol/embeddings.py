@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, Field
+from pydantic import AfterValidator, BaseModel, Field
 
-from qwen_service.protocol.base import Count, Listed, Request, Words
+from qwen_service.protocol.base import Count, Listed, Request, Words, whole
 from qwen_service.protocol.completions import TokenIds
 
 MOST_INPUTS = 2048
-Input = Annotated[Words, Field(min_length=1)]
+Input = Annotated[str, Field(min_length=1), AfterValidator(whole)]
 
 
 class EmbeddingRequest(Request):

@@ -21,7 +21,7 @@ from qwen_service.protocol.base import (
     Strict,
     Words,
 )
-from qwen_service.protocol.chat import MOST_TOOLS
+from qwen_service.protocol.chat import MOST_MESSAGES, MOST_PARTS, MOST_TOOLS
 from qwen_service.protocol.tools import Mode
 
 Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
@@ -58,6 +58,9 @@ class InputPart(Strict):
     refusal: Words | None = None
 
 
+Parts = Annotated[Listed[InputPart], Field(max_length=MOST_PARTS)]
+
+
 class InputItem(Strict):
     """A message, a call, its result or a thought; without a type it is a message."""
 
@@ -65,12 +68,12 @@ class InputItem(Strict):
 
     type: Literal["message", "function_call", "function_call_output", "reasoning"] | None = None
     role: Literal["system", "developer", "user", "assistant"] | None = None
-    content: Words | Listed[InputPart] | None = None
-    summary: Listed[InputPart] | None = None
+    content: Words | Parts | None = None
+    summary: Parts | None = None
     call_id: Words | None = None
     name: FunctionName | None = None
     arguments: Words | None = None
-    output: Words | Listed[InputPart] | None = None
+    output: Words | Parts | None = None
 
 
 class FlatTool(Strict):
@@ -111,7 +114,8 @@ class Reasoning(Strict):
 
 
 class ResponsesRequest(Request):
-    input: Words | Annotated[Listed[InputItem], Field(min_length=1)]
+    # The instructions are a message beside them.
+    input: Words | Annotated[Listed[InputItem], Field(min_length=1, max_length=MOST_MESSAGES - 1)]
     instructions: Words | None = None
     max_output_tokens: Count | None = None
     temperature: Number | None = Field(None, ge=0, le=2)

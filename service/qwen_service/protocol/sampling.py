@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from qwen_service.protocol.base import (
     Count,
@@ -17,10 +17,11 @@ from qwen_service.protocol.base import (
     Seed,
     StreamOptions,
     Words,
+    whole,
     wrong,
 )
 
-Stop = Annotated[Words, Field(min_length=1, max_length=1024)]
+Stop = Annotated[str, Field(min_length=1, max_length=1024), AfterValidator(whole)]
 TokenId = Annotated[str, Field(pattern=r"^[0-9]{1,9}$")]
 Bias = Annotated[float, Field(ge=-100, le=100, allow_inf_nan=False)]
 MOST_BIASES = 1024

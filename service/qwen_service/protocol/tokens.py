@@ -10,7 +10,7 @@ from typing import Annotated
 from pydantic import BaseModel, Field
 
 from qwen_service.protocol.base import Listed, Strict, Words
-from qwen_service.protocol.chat import MOST_TOOLS, Message, TemplateVariables
+from qwen_service.protocol.chat import MOST_TOOLS, Messages, TemplateVariables
 from qwen_service.protocol.completions import TokenId
 from qwen_service.protocol.tools import ToolField
 
@@ -20,7 +20,7 @@ class TokenizeRequest(Strict):
 
     model: str | None = None
     prompt: Words | None = None
-    messages: Listed[Message] | None = Field(None, min_length=1)
+    messages: Messages | None = None
     tools: Annotated[Listed[ToolField], Field(max_length=MOST_TOOLS)] | None = None
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None

@@ -12,7 +12,15 @@ from typing import Literal
 from pydantic import Field
 
 from qwen_service.formats.tools import Tool
-from qwen_service.protocol.base import FunctionName, Json, Listed, Strict, Words, wrong
+from qwen_service.protocol.base import (
+    MISSING,
+    FunctionName,
+    Json,
+    Listed,
+    Strict,
+    Words,
+    wrong,
+)
 
 
 class FunctionTool(Strict):
@@ -43,7 +51,7 @@ class LegacyFunction(Strict):
     def tool(self, path: str) -> Tool:
         name = self.name_for_model or self.name
         if name is None:
-            raise wrong(f"{path}.name", "Field required")
+            raise wrong(f"{path}.name", MISSING)
         described = self.description_for_model or self.description or ""
         human = self.name_for_human or self.name or name
         return Tool(name, described, _schema(self.parameters), human_name=human)
@@ -117,11 +125,11 @@ def _wanted(choice: Mode | Choice | None, param: str) -> tuple[set[str], bool]:
         return set(), choice == "required"
     if choice.type == "function":
         if choice.function is None:
-            raise wrong(f"{param}.function", "Field required")
+            raise wrong(f"{param}.function", MISSING)
         return {choice.function.name}, True
     allowed = choice.allowed_tools
     if allowed is None:
-        raise wrong(f"{param}.allowed_tools", "Field required")
+        raise wrong(f"{param}.allowed_tools", MISSING)
     return {tool.function.name for tool in allowed.tools}, allowed.mode == "required"
 
 

@@ -12,11 +12,11 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from qwen_service.conversion import chat
-from qwen_service.errors import ApiError
 from qwen_service.protocol.answers import ChatCompletion
 from qwen_service.protocol.base import header_of
 from qwen_service.protocol.chat import ChatRequest, NamelessChatRequest
-from qwen_service.routes.service import EVENTS, Service
+from qwen_service.routes.body import JudgedRoute, beside
+from qwen_service.routes.service import EVENTS, Form, Service
 from qwen_service.wire import chat as wire
 from qwen_service.wire.head import Usage, completion
 
@@ -24,7 +24,7 @@ ANSWERS: dict[int | str, dict[str, Any]] = {200: {"model": ChatCompletion, "cont
 
 
 def chat_routes(service: Service) -> APIRouter:
-    router = APIRouter(responses=ANSWERS)
+    router = APIRouter(responses=ANSWERS, route_class=JudgedRoute)
 
     @router.post("/v1/chat/completions", response_model=None)
     async def chat_completions(body: ChatRequest, request: Request) -> Response:
@@ -43,27 +43,22 @@ def chat_routes(service: Service) -> APIRouter:
 
 async def _answer(service: Service, body: ChatRequest, model: str, request: Request) -> Response:
     service.require(model, "chat")
-    with_usage = body.with_usage()
+    with_usage, with_logprobs = body.with_usage(), bool(body.logprobs)
     head = service.head("chatcmpl", model)
-    plan = chat.plan(body, service.settings, service.facts, head.id)
-    is_legacy, with_logprobs = plan.reading.offer.is_legacy, bool(body.logprobs)
-    headers = header_of(plan.ignored)
-    reply = service.reply(request, plan.generations, plan.choices)
+    plan = await beside(request, lambda: chat.plan(body, service.settings, service.facts, head.id))
+    reading, is_legacy = plan.reading, plan.reading.offer.is_legacy
 
-    def chunks() -> wire.Chunks:
-        readers = [plan.reading.reader(it, as_they_come=True) for it in reply.opened]
+    def chunks(opened: Sequence[str]) -> wire.Chunks:
+        readers = [reading.reader(it) for it in opened]
         return wire.Chunks(head, readers, with_usage=with_usage, is_legacy=is_legacy)
 
-    def choices() -> Sequence[wire.Choice]:
-        readers = [plan.reading.reader(it, as_they_come=False) for it in reply.opened]
-        return [wire.Choice(at, reader, is_legacy=is_legacy) for at, reader in enumerate(readers)]
+    def choices(opened: Sequence[str]) -> Sequence[wire.Choice]:
+        return [
+            wire.Choice(at, reading.reader(it), is_legacy=is_legacy) for at, it in enumerate(opened)
+        ]
 
     def render(grown: Sequence[wire.Choice], usage: Usage) -> Mapping[str, Any]:
         return completion(head, "chat.completion", grown, usage, with_logprobs=with_logprobs)
 
-    try:
-        if body.stream:
-            return await service.stream(request, reply, chunks, headers)
-        return await service.whole(request, reply, choices, render, headers)
-    except ApiError as error:
-        raise plan.blamed(error) from error
+    form = Form(bool(body.stream), header_of(plan.ignored), chunks, choices, render)
+    return await service.answer(request, plan.generations, form, plan.choices)

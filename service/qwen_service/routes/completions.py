@@ -23,7 +23,8 @@ from qwen_service.protocol.completions import (
     prompts,
 )
 from qwen_service.reply import as_api_error
-from qwen_service.routes.service import EVENTS, Service
+from qwen_service.routes.body import JudgedRoute
+from qwen_service.routes.service import EVENTS, Form, Service
 from qwen_service.wire import completions as wire
 from qwen_service.wire.head import Usage, completion
 
@@ -31,7 +32,7 @@ ANSWERS: dict[int | str, dict[str, Any]] = {200: {"model": Completion, "content"
 
 
 def completion_routes(service: Service) -> APIRouter:
-    router = APIRouter(responses=ANSWERS)
+    router = APIRouter(responses=ANSWERS, route_class=JudgedRoute)
 
     @router.post("/v1/completions", response_model=None)
     async def completions(body: CompletionRequest, request: Request) -> Response:
@@ -65,20 +66,19 @@ async def _answer(
     )
     head = service.head("cmpl", model)
     echoes = await _echoes(service, asked, count) if body.echo else [""] * len(asked) * count
-    reply = service.reply(request, generation.generations(head.id, asked, sampling, count), count)
 
-    def chunks() -> wire.Chunks:
+    def chunks(opened: Sequence[str]) -> wire.Chunks:
         return wire.Chunks(head, echoes, with_usage=with_usage)
 
-    def choices() -> Sequence[wire.Choice]:
+    def choices(opened: Sequence[str]) -> Sequence[wire.Choice]:
         return [wire.Choice(index, echo) for index, echo in enumerate(echoes)]
 
     def render(grown: Sequence[wire.Choice], usage: Usage) -> Mapping[str, Any]:
         return completion(head, "text_completion", grown, usage, with_logprobs=with_logprobs)
 
-    if body.stream:
-        return await service.stream(request, reply, chunks, header_of(ignored))
-    return await service.whole(request, reply, choices, render, header_of(ignored))
+    form = Form(bool(body.stream), header_of(ignored), chunks, choices, render)
+    generations = generation.generations(head.id, asked, sampling, count)
+    return await service.answer(request, generations, form, count)
 
 
 async def _echoes(service: Service, asked: Sequence[Prompt], count: int) -> list[str]:

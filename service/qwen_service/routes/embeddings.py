@@ -17,6 +17,7 @@ from qwen_service.engine import Embedded, Embedding, Text, Tokens
 from qwen_service.protocol.base import header_of, wrong
 from qwen_service.protocol.completions import prompts
 from qwen_service.protocol.embeddings import EmbeddingList, EmbeddingRequest
+from qwen_service.routes.body import JudgedRoute
 from qwen_service.routes.service import Service
 from qwen_service.streams import unless_client_leaves
 
@@ -25,7 +26,7 @@ AT_ONCE = 8
 
 
 def embedding_routes(service: Service) -> APIRouter:
-    router = APIRouter()
+    router = APIRouter(route_class=JudgedRoute)
 
     @router.post("/v1/embeddings", response_model=EmbeddingList)
     async def embeddings(body: EmbeddingRequest, request: Request) -> Response:

@@ -17,7 +17,8 @@ from qwen_service.conversion import responses as converse
 from qwen_service.errors import ApiError
 from qwen_service.protocol.base import header_of
 from qwen_service.protocol.responses import ResponsesRequest
-from qwen_service.routes.service import EVENTS, Service
+from qwen_service.routes.body import JudgedRoute, beside
+from qwen_service.routes.service import EVENTS, Form, Service
 from qwen_service.wire import responses as wire
 from qwen_service.wire.head import Usage
 
@@ -43,7 +44,7 @@ ANSWERS: dict[int | str, dict[str, Any]] = {
 
 
 def response_routes(service: Service) -> APIRouter:
-    router = APIRouter(responses=ANSWERS)
+    router = APIRouter(responses=ANSWERS, route_class=JudgedRoute)
 
     @router.post("/v1/responses", response_model=None)
     async def responses(body: ResponsesRequest, request: Request) -> Response:
@@ -57,29 +58,25 @@ def response_routes(service: Service) -> APIRouter:
 
 async def _answer(service: Service, body: ResponsesRequest, request: Request) -> Response:
     service.require(body.model, "chat")
-    ignored = body.ignored()
     head = service.head("resp", body.model)
     head = replace(head, id=head.id.replace("-", "_"))
-    plan = chat.plan(converse.chat_request(body), service.settings, service.facts, head.id)
-    reply = service.reply(request, plan.generations)
-    headers = header_of(ignored + plan.ignored)
 
-    def answer(*, as_they_come: bool) -> wire.Answer:
-        reader = plan.reading.reader(reply.opened[0], as_they_come=as_they_come)
-        return wire.Answer(head, body, reader)
+    def planned() -> tuple[tuple[str, ...], chat.Plan]:
+        ignored = body.ignored()
+        asked = converse.chat_request(body)
+        return ignored, chat.plan(asked, service.settings, service.facts, head.id)
+
+    ignored, plan = await beside(request, planned)
+
+    def answers(opened: Sequence[str]) -> Sequence[wire.Answer]:
+        return [wire.Answer(head, body, plan.reading.reader(it)) for it in opened]
+
+    def events(opened: Sequence[str]) -> wire.Events:
+        return wire.Events(*answers(opened))
 
     def render(grown: Sequence[wire.Answer], usage: Usage) -> Mapping[str, Any]:
         return grown[0].render(usage)
 
-    def choices() -> Sequence[wire.Answer]:
-        return [answer(as_they_come=False)]
-
-    def events() -> wire.Events:
-        return wire.Events(answer(as_they_come=True))
-
-    try:
-        if body.stream:
-            return await service.stream(request, reply, events, headers)
-        return await service.whole(request, reply, choices, render, headers)
-    except ApiError as error:
-        raise plan.blamed(error) from error
+    headers = header_of(ignored + plan.ignored)
+    form = Form(bool(body.stream), headers, events, answers, render)
+    return await service.answer(request, plan.generations, form)

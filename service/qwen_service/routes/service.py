@@ -37,6 +37,20 @@ class Choice(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class Form:
+    """How a route puts its answers on the wire: as they come, or all at once.
+
+    Made of what the prompts' ends have opened.
+    """
+
+    is_streamed: bool
+    headers: Mapping[str, str]
+    chunks: Callable[[Sequence[str]], Chunks]
+    choices: Callable[[Sequence[str]], Sequence[Choice]]
+    render: Callable[[Sequence[Any], Usage], Mapping[str, Any]]
+
+
+@dataclass(frozen=True, slots=True)
 class Service:
     settings: Settings
     engine: Engine
@@ -72,44 +86,29 @@ class Service:
         meter = getattr(request.state, "meter", None)
         return Reply(self.engine, asked, meter, choices=choices)
 
-    async def whole(
-        self,
-        request: Request,
-        reply: Reply,
-        choices: Callable[[], Sequence[Choice]],
-        render: Callable[[Sequence[Any], Usage], Mapping[str, Any]],
-        headers: Mapping[str, str],
+    async def answer(
+        self, request: Request, asked: Sequence[Generation], form: Form, choices: int = 1
     ) -> Response:
-        """The answer when all of it is there."""
-
-        async def collect() -> Sequence[Choice]:
-            await reply.started()
-            growing = choices()
-            async for arrivals in reply.arrivals():
-                for index, arrival in arrivals:
-                    if isinstance(arrival, Piece | Finished):
-                        growing[index].add(arrival)
-            return growing
-
+        """Begins once every prompt was accepted, so that a refusal has its status."""
+        reply = self.reply(request, asked, choices)
         try:
-            grown = await unless_client_leaves(request, collect())
-        finally:
-            reply.close()
-        usage = Usage(reply.prompt_tokens, reply.completion_tokens)
-        return JSONResponse(render(grown, usage), headers=dict(headers))
-
-    async def stream(
-        self,
-        request: Request,
-        reply: Reply,
-        chunks: Callable[[], Chunks],
-        headers: Mapping[str, str],
-    ) -> Response:
-        """The answer as it comes, once the prompt was accepted."""
-        try:
+            if not form.is_streamed:
+                answer = await unless_client_leaves(request, _whole(reply, form))
+                reply.close()
+                return JSONResponse(answer, headers=dict(form.headers))
             await unless_client_leaves(request, reply.started())
-            seconds = self.settings.keep_alive_seconds
-            return EventStream(reply, chunks(), keep_alive_seconds=seconds, headers=headers)
+            chunks, seconds = form.chunks(reply.opened), self.settings.keep_alive_seconds
+            return EventStream(reply, chunks, keep_alive_seconds=seconds, headers=form.headers)
         except BaseException:
             reply.close()
             raise
+
+
+async def _whole(reply: Reply, form: Form) -> Mapping[str, Any]:
+    await reply.started()
+    choices = form.choices(reply.opened)
+    async for arrivals in reply.arrivals():
+        for index, arrival in arrivals:
+            if isinstance(arrival, Piece | Finished):
+                choices[index].add(arrival)
+    return form.render(choices, Usage(reply.prompt_tokens, reply.completion_tokens))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Request
 from fastapi.concurrency import run_in_threadpool
 from starlette.responses import JSONResponse, Response
 
@@ -22,17 +22,18 @@ from qwen_service.protocol.tokens import (
     TokenizeRequest,
 )
 from qwen_service.reply import as_api_error
+from qwen_service.routes.body import JudgedRoute, beside
 from qwen_service.routes.service import Service
 
 
 def token_routes(service: Service) -> APIRouter:
-    router = APIRouter()
+    router = APIRouter(route_class=JudgedRoute)
 
     @router.post("/tokenize", response_model=Tokenized)
-    async def tokenize(body: TokenizeRequest) -> Response:
+    async def tokenize(body: TokenizeRequest, request: Request) -> Response:
         if body.model is not None:
             service.require_model(body.model)
-        prompt = _prompt(service, body)
+        prompt = await beside(request, lambda: _prompt(service, body))
         try:
             tokens = list(await run_in_threadpool(service.engine.encode, prompt))
             strings = await run_in_threadpool(_strings, service, body, tokens)

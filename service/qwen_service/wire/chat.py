@@ -9,10 +9,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from qwen_service.engine import Finished, Logprob, Piece
-from qwen_service.errors import ApiError
 from qwen_service.formats.parts import CallArguments, CallBegan, Part, Reader, Said, Thought
-from qwen_service.wire.events import DONE, GAP, around, event, quoted
-from qwen_service.wire.head import Head, Usage
+from qwen_service.wire.events import GAP, around, event, quoted
+from qwen_service.wire.head import Head, Stream
 
 
 def logprob(it: Logprob) -> dict[str, Any]:
@@ -24,8 +23,8 @@ def logprobs(tokens: Sequence[Logprob]) -> dict[str, Any]:
     return {"content": content, "refusal": None}
 
 
-def reason_of(finished: Finished, *, has_called: bool, is_legacy: bool) -> str:
-    if finished.reason == "stop" and has_called:
+def reason_of(finished: Finished, reader: Reader | None, *, is_legacy: bool) -> str:
+    if finished.reason == "stop" and reader is not None and reader.has_called:
         return "function_call" if is_legacy else "tool_calls"
     return finished.reason
 
@@ -55,8 +54,7 @@ class Choice:
         for part in parts:
             self._take(part)
         if isinstance(arrival, Finished):
-            has_called = bool(self._calls)
-            self._reason = reason_of(arrival, has_called=has_called, is_legacy=self._is_legacy)
+            self._reason = reason_of(arrival, self._reader, is_legacy=self._is_legacy)
 
     def _take(self, part: Part) -> None:
         match part:
@@ -91,18 +89,15 @@ class Choice:
         }
 
 
-class Chunks:
+class Chunks(Stream):
     """The chunks of one stream, each as one server-sent event."""
 
     def __init__(
         self, head: Head, readers: Sequence[Reader | None], *, with_usage: bool, is_legacy: bool
     ) -> None:
-        self._head = head.render("chat.completion.chunk")
-        # Clients that ask for usage find the field in every chunk.
-        self._usage: dict[str, Any] = {"usage": None} if with_usage else {}
+        super().__init__(head, "chat.completion.chunk", with_usage=with_usage)
         self._readers = readers
         self._is_legacy = is_legacy
-        self._has_called = [False] * len(readers)
         self._said = [self._around(index, "content") for index in range(len(readers))]
         self._thought = [self._around(index, "reasoning_content") for index in range(len(readers))]
 
@@ -127,8 +122,7 @@ class Chunks:
         reader = self._readers[index]
         parts = reader.end() if reader else []
         rest = "".join([self._part(index, part) for part in parts])
-        has_called = self._has_called[index]
-        reason = reason_of(arrival, has_called=has_called, is_legacy=self._is_legacy)
+        reason = reason_of(arrival, reader, is_legacy=self._is_legacy)
         return rest + event(self._data(index, {}, reason))
 
     def _with_logprobs(self, index: int, piece: Piece) -> str:
@@ -157,7 +151,6 @@ class Chunks:
             case Thought():
                 return {"reasoning_content": part.text}
             case CallBegan():
-                self._has_called[index] = True
                 function = {"name": part.name, "arguments": ""}
                 if self._is_legacy:
                     return {"function_call": function}
@@ -170,13 +163,6 @@ class Chunks:
                 return {"tool_calls": [call]}
 
     def _data(self, index: int, delta: dict[str, Any], reason: str | None = None) -> dict[str, Any]:
-        choice = {"index": index, "delta": delta, "logprobs": None, "finish_reason": reason}
-        return {**self._head, "choices": [choice], **self._usage}
-
-    def end(self, usage: Usage) -> str:
-        if not self._usage:
-            return DONE
-        return event({**self._head, "choices": [], "usage": usage.render()}) + DONE
-
-    def failure(self, error: ApiError) -> str:
-        return event(error.envelope())
+        return self.chunk(
+            {"index": index, "delta": delta, "logprobs": None, "finish_reason": reason}
+        )

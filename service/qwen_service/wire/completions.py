@@ -9,9 +9,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from qwen_service.engine import Finished, Logprob, Piece
-from qwen_service.errors import ApiError
-from qwen_service.wire.events import DONE, GAP, around, event, quoted
-from qwen_service.wire.head import Head, Usage
+from qwen_service.wire.events import GAP, around, event, quoted
+from qwen_service.wire.head import Head, Stream
 
 
 class Logprobs:
@@ -58,12 +57,11 @@ class Choice:
         }
 
 
-class Chunks:
+class Chunks(Stream):
     """The chunks of one stream, each as one server-sent event."""
 
     def __init__(self, head: Head, echoes: Sequence[str], *, with_usage: bool) -> None:
-        self._head = head.render("text_completion")
-        self._usage: dict[str, Any] = {"usage": None} if with_usage else {}
+        super().__init__(head, "text_completion", with_usage=with_usage)
         self._echoes = echoes
         self._logprobs = [Logprobs() for _ in echoes]
         self._said = [around(self._data(index, GAP)) for index in range(len(echoes))]
@@ -85,13 +83,4 @@ class Chunks:
         return event(self._data(index, "", arrival.reason))
 
     def _data(self, index: int, text: str, reason: str | None = None) -> dict[str, Any]:
-        choice = {"index": index, "text": text, "logprobs": None, "finish_reason": reason}
-        return {**self._head, "choices": [choice], **self._usage}
-
-    def end(self, usage: Usage) -> str:
-        if not self._usage:
-            return DONE
-        return event({**self._head, "choices": [], "usage": usage.render()}) + DONE
-
-    def failure(self, error: ApiError) -> str:
-        return event(error.envelope())
+        return self.chunk({"index": index, "text": text, "logprobs": None, "finish_reason": reason})

@@ -9,6 +9,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from qwen_service.errors import ApiError
+from qwen_service.wire.events import DONE, event
+
 
 @dataclass(frozen=True, slots=True)
 class Head:
@@ -52,3 +55,23 @@ def completion(
     rendered["choices"] = [choice.render(with_logprobs=with_logprobs) for choice in choices]
     rendered["usage"] = usage.render()
     return rendered
+
+
+class Stream:
+    """What is around the choices of a stream's chunks, and behind the last of them."""
+
+    def __init__(self, head: Head, kind: str, *, with_usage: bool) -> None:
+        self._head = head.render(kind)
+        # Clients that ask for usage find the field in every chunk.
+        self._usage: dict[str, Any] = {"usage": None} if with_usage else {}
+
+    def chunk(self, choice: dict[str, Any]) -> dict[str, Any]:
+        return {**self._head, "choices": [choice], **self._usage}
+
+    def end(self, usage: Usage) -> str:
+        if not self._usage:
+            return DONE
+        return event({**self._head, "choices": [], "usage": usage.render()}) + DONE
+
+    def failure(self, error: ApiError) -> str:
+        return event(error.envelope())

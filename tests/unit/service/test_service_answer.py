@@ -23,7 +23,6 @@ def pieces(text: bytes) -> Iterator[str]:
     detokenizer = Detokenizer(decode)
     for token in text:
         yield detokenizer.add(token)
-    yield detokenizer.rest()
 
 
 @pytest.mark.parametrize("text", ["plain", "你好！", "🚀 👩‍👩‍👧 🎉", "e\u0301", "a\ufffdb", ""])
@@ -33,12 +32,8 @@ def test_no_piece_holds_half_a_character(text: str) -> None:
     assert all(piece in text for piece in given)
 
 
-def test_an_unfinished_character_comes_with_the_rest() -> None:
-    assert list(pieces("好".encode()[:2])) == ["", "", "\ufffd"]
-
-
 def test_bytes_that_are_no_text_come_out_as_they_decode() -> None:
-    noise = random.Random(0).randbytes(3000)
+    noise = random.Random(0).randbytes(3000) + b"."
     assert "".join(pieces(noise)) == noise.decode("utf-8", "replace")
 
 
@@ -108,6 +103,14 @@ def test_the_limit_ends_an_answer_with_all_that_was_held_back() -> None:
     assert events(b"hi the", stops=["there"], limit=6) == ("hi the", Finished("length", 6))
 
 
+@pytest.mark.parametrize("stops", [[], ["好!"]])
+def test_a_character_that_is_cut_off_is_no_text(stops: list[str]) -> None:
+    for length in (4, 5):
+        text = "你好".encode()[:length]
+        assert events(text, stops=stops, limit=length) == ("你", Finished("length", length))
+        assert events([*text, END], stops=stops) == ("你", Finished("stop", length + 1))
+
+
 def test_a_stop_string_ends_an_answer_also_at_the_limit() -> None:
     assert events(b"hi you", stops=["you"], limit=6) == ("hi ", Finished("stop", 6))
 
@@ -152,7 +155,7 @@ def test_tokens_of_a_stop_string_and_the_end_are_not_told() -> None:
 
 def test_tokens_of_a_character_that_never_ended_are_told_at_the_end() -> None:
     pieces = told("好".encode()[:2])
-    assert [(piece.text, len(piece.logprobs)) for piece in pieces] == [("\ufffd", 2)]
+    assert [(piece.text, len(piece.logprobs)) for piece in pieces] == [("", 2)]
 
 
 def test_an_answer_that_its_constraint_ends_is_stopped() -> None:

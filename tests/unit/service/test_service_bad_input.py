@@ -8,15 +8,17 @@ from typing import Any
 
 import httpx
 import pytest
-from qwen_service import app
 from qwen_service.engine import Refused
 from qwen_service.errors import ApiError
 from qwen_service.protocol.invalid import invalid
+from qwen_service.routes import body as bodies
 
 from tests.fake_engine import FakeEngine
 from tests.service_app import HELLO, MODEL, Service, error_of, user
 
 CHAT = "/v1/chat/completions"
+# How libraries speak of themselves.
+LIBRARY = ("Input should", "Field required", "after validation", "Value error", "parsing the body")
 ROUTES = (CHAT, "/v1/completions", "/v1/embeddings", "/v1/responses", "/tokenize", "/detokenize")
 
 
@@ -31,6 +33,8 @@ def refused(response: httpx.Response) -> dict[str, Any]:
     error = error_of(response)
     assert "Traceback" not in response.text
     assert len(error["message"]) < 2000
+    assert not [words for words in LIBRARY if words in error["message"]], error["message"]
+    assert isinstance(error["code"], str)
     return error
 
 
@@ -137,12 +141,28 @@ def test_schemas_that_cannot_even_be_written_down_are_named(service: Service, sc
     assert error["param"] == "tools[0].function.parameters"
 
 
-@pytest.mark.parametrize("arguments", ["{", "NaN", nested(100), nested(100_000), '"\\ud800"'])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        "{",
+        "NaN",
+        "[1]",
+        "5",
+        '{"a": NaN}',
+        nested(100_000),
+        '{"a": "\\ud800"}',
+        f'{{"a": {nested(99)}}}',
+    ],
+    ids=lambda arguments: arguments[:16],
+)
 def test_arguments_of_earlier_calls_are_checked_too(service: Service, arguments: str) -> None:
     call = {"type": "function", "function": {"name": "f", "arguments": arguments}}
     messages = [{"role": "assistant", "content": None, "tool_calls": [call]}]
     error = refused(service.chat(messages=messages))
     assert error["param"] == "messages[0].tool_calls[0].function.arguments"
+    item = {"type": "function_call", "call_id": "c", "name": "f", "arguments": arguments}
+    response = service.post("/v1/responses", input=[*user("x"), item])
+    assert refused(response)["param"] == "input[1].arguments"
 
 
 def test_a_megabyte_of_prompt_is_read(service: Service) -> None:
@@ -154,12 +174,14 @@ def test_a_megabyte_of_prompt_is_read(service: Service) -> None:
 
 def test_a_prompt_that_is_too_long_for_the_model_is_told_with_its_code() -> None:
     engine = FakeEngine()
-    engine.failure = Refused("too long", param="messages", code="context_length_exceeded")
+    reason = "9 tokens in the messages: please reduce the length of the messages"
+    engine.failure = Refused(reason, param="messages", code="context_length_exceeded")
     service = Service(engine=engine)
     for stream in (False, True):
         assert refused(service.chat(stream=stream))["code"] == "context_length_exceeded"
-        response = service.post("/v1/responses", input="x", stream=stream)
-        assert refused(response)["param"] == "input"
+        error = refused(service.post("/v1/responses", input="x", stream=stream))
+        assert error["param"] == "input"
+        assert error["message"] == reason.replace("messages", "input")
 
 
 def test_text_of_any_language_survives_the_way_there_and_back(service: Service) -> None:
@@ -182,9 +204,72 @@ def test_an_unknown_model_is_named_whatever_it_is_called(service: Service) -> No
 
 
 def test_empty_texts_are_no_mistake(service: Service) -> None:
-    for content in ("", None, [], [{"type": "text", "text": ""}]):
+    for content in ("", [], [{"type": "text", "text": ""}]):
         messages = [{"role": "system", "content": content}, *user(content)]
         assert service.chat(messages=messages).status_code == 200
+    silent = [*user("x"), {"role": "assistant", "content": None}, *user("y")]
+    assert service.chat(messages=silent).status_code == 200
+
+
+@pytest.mark.parametrize("role", ["system", "developer", "user", "function"])
+def test_a_message_without_content_is_a_mistake(service: Service, role: str) -> None:
+    for turn in ({"role": role}, {"role": role, "content": None}):
+        error = refused(service.chat(messages=[turn]))
+        assert (error["param"], error["code"]) == ("messages[0].content", "invalid_value")
+        assert error["message"] == "messages[0].content: is missing"
+    response = service.post("/v1/responses", input=[{"role": "user"}])
+    assert refused(response)["param"] == "input[0].content"
+
+
+@pytest.mark.parametrize(
+    ("body", "cause"),
+    [
+        (b"", "Expecting value, line 1, column 1"),
+        (b'{"model": "x",}', "line 1, column 15"),
+        (b'{"a": "\xff"}', "it is not UTF-8"),
+        (nested(100_000).encode(), "it is nested too deeply"),
+        (b'{"a": ' + b"1" * 6000 + b"}", "it has a number with thousands of digits"),
+    ],
+    ids=["empty", "comma", "utf-8", "deep", "digits"],
+)
+def test_what_is_no_json_is_told_why(service: Service, body: bytes, cause: str) -> None:
+    error = refused(service.send(CHAT, body))
+    assert error["message"].startswith("the body is not valid JSON: ")
+    assert cause in error["message"]
+    assert error["code"] == "invalid_json"
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"logit_bias": {"x": 1}}, "logit_bias: the name 'x' should match ^[0-9]{1,9}$"),
+        ({"logit_bias": {"5": 101}}, "logit_bias.5: should be at most 100"),
+        ({"stop": 5}, "stop: should be a string or a list"),
+        ({"stop": ""}, "stop: should not be empty"),
+        ({"stop": "x" * 1025}, "stop: should have at most 1024 characters"),
+        ({"messages": []}, "messages: should not be empty"),
+        ({"messages": [{}]}, "messages[0].role: is missing"),
+        ({"seed": 1.5}, "seed: should be a whole number"),
+        ({"stream": 1}, "stream: should be true or false"),
+        ({"tool_choice": 5}, "tool_choice: should be 'none', 'auto' or 'required' or an object"),
+        (
+            {"tools": [{"type": "function", "function": {"name": "a b"}}]},
+            "tools[0].function.name: should match ^[a-zA-Z0-9_.-]{1,64}$",
+        ),
+    ],
+)
+def test_a_wrong_value_is_told_in_words_of_the_api(
+    service: Service, fields: dict[str, Any], message: str
+) -> None:
+    assert refused(service.chat(**fields))["message"] == message
+
+
+def test_a_name_that_the_caller_made_up_is_told_in_short(service: Service) -> None:
+    name = "x" * 5000
+    assert "x" * 64 in refused(service.chat(logit_bias={name: 1}))["message"]
+    assert (
+        "x" * 64 in refused(service.post("/v1/responses", input="x", metadata={name: 1}))["param"]
+    )
 
 
 @pytest.mark.parametrize(
@@ -205,7 +290,7 @@ def test_of_many_wrong_items_only_the_first_is_looked_at(
         seen.append(len(errors))
         return invalid(errors)
 
-    monkeypatch.setattr(app, "invalid", counted)
+    monkeypatch.setattr(bodies, "invalid", counted)
     refused(service.post(url, **{field: wrong}))
     assert seen[0] < 10
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import httpx
 import pytest
-from qwen_service.engine import Constraint, Refused
+from qwen_service.engine import Constraint
 
 from tests.fake_engine import FakeEngine
 from tests.service_app import (
@@ -54,14 +54,20 @@ def test_the_form_of_an_answer_is_a_constraint(
     assert generation(asked).sampling.constraint == constraint
 
 
-def test_a_schema_that_cannot_be_kept_is_blamed_on_its_own_field() -> None:
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"response_format": {"type": "json_object"}}, "response_format"),
+        ({"tools": TOOLS, "tool_choice": "required"}, "tools"),
+        ({"functions": [FUNCTION], "function_call": {"name": "get_weather"}}, "functions"),
+    ],
+)
+def test_a_constraint_knows_the_field_that_asks_for_it(fields: dict[str, Any], param: str) -> None:
     asked = Service()
-    asked.engine.failure = Refused("the schema cannot be compiled", param="response_format")
-    format = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "?"}}}
-    assert error_of(asked.chat(response_format=format))["param"] == "response_format"
-    for stream in (False, True):
-        response = asked.chat(tools=TOOLS, tool_choice="required", stream=stream)
-        assert error_of(response)["param"] == "tools"
+    assert asked.chat(**fields).status_code == 200
+    constraint = generation(asked).sampling.constraint
+    assert constraint is not None
+    assert constraint.param == param
 
 
 @pytest.mark.parametrize("stream", [False, True])

@@ -57,7 +57,6 @@ def read_alike(make: Callable[[], Reader], text: str) -> Read:
     return first
 
 
-@pytest.mark.parametrize("as_they_come", [False, True])
 @pytest.mark.parametrize(
     ("text", "said", "calls"),
     [
@@ -87,13 +86,12 @@ def read_alike(make: Callable[[], Reader], text: str) -> Read:
     ],
 )
 def test_tool_calls_are_found_in_any_pieces(
-    text: str, said: str, calls: list[tuple[str, str]], as_they_come: bool
+    text: str, said: str, calls: list[tuple[str, str]]
 ) -> None:
-    found = read_alike(lambda: ToolCallReader(NAMES, as_they_come=as_they_come), text)
+    found = read_alike(lambda: ToolCallReader(NAMES), text)
     assert found == (said, "", calls)
 
 
-@pytest.mark.parametrize("as_they_come", [False, True])
 @pytest.mark.parametrize(
     "text",
     [
@@ -103,26 +101,52 @@ def test_tool_calls_are_found_in_any_pieces(
         '<tool_call>{"name": ["get_time"], "arguments": {}}</tool_call>',
         '<tool_call>{"name": "get_time", "arguments": [1]}</tool_call>',
         '<tool_call>{"name": "get_time", "arguments": NaN}</tool_call>',
-        '<tool_call>\n{"name": "get_wea',
-        "<tool_call>",
+        '<tool_call>{"name": "rm_rf", "arguments": {}}',
+        "<tool_call> is how it begins.",
         "<tool_call>" + "[" * 2000,
     ],
 )
-def test_what_is_no_call_stays_text(text: str, as_they_come: bool) -> None:
+def test_what_is_no_call_stays_text(text: str) -> None:
     for pieces in ([text], list(text)):
-        reader = ToolCallReader(NAMES, as_they_come=as_they_come)
+        reader = ToolCallReader(NAMES)
         assert read(reader, pieces) == (text, "", [])
+        assert not reader.has_called
 
 
-def test_a_call_that_is_cut_off_is_text_in_an_answer_and_a_beginning_in_a_stream() -> None:
-    cut = CALL[: CALL.index("京")]
-    assert read(ToolCallReader(NAMES, as_they_come=False), [cut]) == (cut, "", [])
-    begun = read_alike(lambda: ToolCallReader(NAMES, as_they_come=True), cut)
-    assert begun == ("", "", [("get_weather", '{"city": "北')])
+HEAD = '<tool_call>\n{"name": "get_weather", "arguments": '
+
+
+@pytest.mark.parametrize(
+    ("text", "said", "calls"),
+    [
+        ("<tool_call>", "", []),
+        ('I look.\n<tool_call>\n{"name": "get_wea', "I look.", []),
+        ('<tool_call>{"name": "get_time"', "", [("get_time", "")]),
+        (HEAD, "", [("get_weather", "")]),
+        (HEAD + '{"city": "北', "", [("get_weather", '{"city": "北')]),
+        (f"{TIME}\n{HEAD}{{", "", [("get_time", "{}"), ("get_weather", "{")]),
+        ('<tool_call>{"arguments": {"city": "x"}, "na', "", []),
+    ],
+)
+def test_a_call_that_is_cut_off_is_a_call_as_far_as_it_came(
+    text: str, said: str, calls: list[tuple[str, str]]
+) -> None:
+    assert read_alike(lambda: ToolCallReader(NAMES), text) == (said, "", calls)
+    reader = ToolCallReader(NAMES)
+    read(reader, [text])
+    assert not reader.has_called
+
+
+def test_a_call_is_whole_once_its_arguments_are() -> None:
+    whole = CALL.index(BEIJING) + len(BEIJING)
+    for length in range(len(CALL) + 1):
+        reader = ToolCallReader(NAMES)
+        read(reader, [CALL[:length]])
+        assert reader.has_called == (length >= whole)
 
 
 def test_arguments_are_told_as_they_come() -> None:
-    reader = ToolCallReader(NAMES, as_they_come=True)
+    reader = ToolCallReader(NAMES)
     head, rest = CALL[: CALL.index("{", 15)], CALL[CALL.index("{", 15) :]
     told = [reader.feed(piece) for piece in (head, rest[:4], rest[4:])]
     assert [len(parts) for parts in told] == [0, 2, 1]
@@ -155,7 +179,7 @@ def test_thoughts_are_parted_in_any_pieces(
 
 def test_calls_come_after_thoughts_and_not_within_them() -> None:
     def make() -> Reader:
-        answer = ToolCallReader(NAMES, as_they_come=True)
+        answer = ToolCallReader(NAMES)
         return ThinkReader(is_open=False, answer=answer)
 
     text = f"<think>\nMaybe {TIME}?\n</think>\n\n{CALL}"
@@ -192,6 +216,25 @@ def test_react_is_read_in_any_pieces(
 ) -> None:
     found = read_alike(lambda: ReactReader(NAMES, continues=continues), text)
     assert found == (said, "", calls)
+
+
+@pytest.mark.parametrize(
+    ("text", "said", "calls"),
+    [
+        ("Thought: I should look.\nAction: get_wea", "I should look.", []),
+        ("Hello.\nAction:", "Hello.", []),
+        ("Thought: I look.\nAction: get_time\nAction In", "I look.", [("get_time", "")]),
+        (REACT_CALL[:-3], "I should look.", [("get_weather", BEIJING[:-3])]),
+        ("Thought: x\nAction: see below", "Thought: x\nAction: see below", []),
+    ],
+)
+def test_a_call_of_react_that_is_cut_off_is_a_call_as_far_as_it_came(
+    text: str, said: str, calls: list[tuple[str, str]]
+) -> None:
+    assert read_alike(lambda: ReactReader(NAMES), text) == (said, "", calls)
+    reader = ReactReader(NAMES)
+    read(reader, [text])
+    assert not reader.has_called
 
 
 WEATHER = Tool("get_weather", "Weather of a city.", {"type": "object"}, human_name="Weather")

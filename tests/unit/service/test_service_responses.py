@@ -93,6 +93,18 @@ def test_calls_are_items_of_their_own() -> None:
     assert events[-1]["response"]["output"][1]["arguments"] == BEIJING
 
 
+def test_a_call_that_is_cut_off_is_an_item_that_is_incomplete() -> None:
+    cut = SAYS["weather"].index("city")
+    fields: dict[str, Any] = {"input": "weather", "tools": [TOOL], "max_output_tokens": cut}
+    whole = respond(**fields).json()
+    streamed = told(respond(**fields, stream=True))[-1]["response"]
+    for response in (whole, streamed):
+        message, call = response["output"]
+        assert message["content"][0]["text"] == "I look."
+        assert (call["arguments"], call["status"]) == ('{"', "incomplete")
+        assert response["incomplete_details"] == {"reason": "max_output_tokens"}
+
+
 def test_items_become_messages() -> None:
     asked = service(thinks=True)
     items = [
@@ -183,6 +195,11 @@ def test_a_failure_inside_a_stream_fails_the_response() -> None:
         ({"input": [{"type": "item_reference", "id": "x"}]}, "input[0].type"),
         ({"input": [{"type": "message"}]}, "input[0].role"),
         ({"input": [{"type": "function_call"}]}, "input[0].call_id"),
+        ({"input": [{"type": "function_call_output", "output": "21"}]}, "input[0].call_id"),
+        (
+            {"input": [{"type": "function_call_output", "call_id": "c", "output": "21"}]},
+            "input[0].call_id",
+        ),
         ({"input": [{"type": "reasoning", "summary": []}]}, "input"),
         (
             {"input": [{"role": "user", "content": [{"type": "input_image"}]}]},

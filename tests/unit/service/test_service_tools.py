@@ -56,6 +56,37 @@ def test_arguments_come_in_fragments_after_the_name() -> None:
     assert len(fragments) == len(BEIJING)
 
 
+@pytest.mark.parametrize("legacy", [False, True], ids=["tools", "functions"])
+@pytest.mark.parametrize(
+    ("facts", "words"), [(FACTS, f"I look.\n{CALL}"), (REACT, ACTION)], ids=["json", "react"]
+)
+@pytest.mark.parametrize("cut", ["max_tokens", "stop"])
+def test_a_call_that_is_cut_off_has_one_shape_whole_and_streamed(
+    cut: str, facts: Any, words: str, legacy: bool
+) -> None:
+    arguments = '{"'
+
+    class Calling(FakeEngine):
+        def _pieces(self, generation: Generation) -> tuple[str, ...]:
+            return tuple(words)
+
+    limit = words.index(BEIJING) + len(arguments)
+    fields: dict[str, Any] = {"messages": user("weather")}
+    fields |= {"functions": [FUNCTION]} if legacy else {"tools": TOOLS}
+    fields |= {"max_tokens": limit} if cut == "max_tokens" else {"stop": "city"}
+    reason = "length" if cut == "max_tokens" else "stop"
+    asked = Service(engine=Calling(facts=facts))
+    choice = asked.chat(**fields).json()["choices"][0]
+    message = choice["message"]
+    assert (message["content"], choice["finish_reason"]) == ("I look.", reason)
+    call = message["function_call"] if legacy else message["tool_calls"][0]["function"]
+    assert call == {"name": "get_weather", "arguments": arguments}
+    streamed = merged(events(asked.chat(**fields, stream=True)))
+    assert (streamed["content"], streamed["finish_reason"]) == ("I look.", reason)
+    found = streamed["function_call"] if legacy else streamed["calls"]
+    assert found == (call if legacy else [("get_weather", arguments)])
+
+
 def test_a_call_without_tools_is_text() -> None:
     for fields in ({}, {"tools": TOOLS, "tool_choice": "none"}):
         asked = service()
@@ -179,8 +210,8 @@ def test_the_first_generation_calls_functions_and_continues_from_results(stream:
     call = {"type": "function", "function": {"name": "get_weather", "arguments": BEIJING}}
     messages = [
         *user("weather?"),
-        {"role": "assistant", "content": "I look.", "tool_calls": [call]},
-        {"role": "tool", "content": "21 degrees"},
+        {"role": "assistant", "content": "I look.", "tool_calls": [{**call, "id": "call_1"}]},
+        {"role": "tool", "tool_call_id": "call_1", "content": "21 degrees"},
     ]
     response = asked.chat(messages=messages, tools=TOOLS, stream=stream)
     content = (
@@ -229,6 +260,27 @@ def test_a_model_without_tools_refuses_them() -> None:
     asked = service(replace(FACTS, tools=None))
     assert error_of(asked.chat(tools=TOOLS))["param"] == "tools"
     assert error_of(asked.chat(functions=[FUNCTION]))["param"] == "functions"
+
+
+def result(**fields: Any) -> dict[str, Any]:
+    return {"role": "tool", "content": "21 degrees", **fields}
+
+
+@pytest.mark.parametrize(
+    ("fields", "cause"),
+    [({}, "is missing"), ({"tool_call_id": "call_2"}, "should be the id of a call")],
+)
+def test_a_result_belongs_to_a_call_that_was_made(fields: dict[str, Any], cause: str) -> None:
+    function = {"name": "get_weather", "arguments": BEIJING}
+    call = {"id": "call_1", "type": "function", "function": function}
+    turns = [*user("weather?"), {"role": "assistant", "content": None, "tool_calls": [call]}]
+    accepted = service().chat(messages=[*turns, result(tool_call_id="call_1")])
+    assert accepted.status_code == 200
+    for messages in ([*turns, result(**fields)], [result(**fields), *turns]):
+        error = error_of(service().chat(messages=messages))
+        assert error["param"] == f"messages[{messages.index(result(**fields))}].tool_call_id"
+        assert cause in error["message"]
+        assert error["code"] == "invalid_value"
 
 
 def test_results_that_nothing_called_for_are_refused_by_the_first_generation() -> None:
