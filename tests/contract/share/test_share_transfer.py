@@ -202,7 +202,7 @@ def test_an_operator_who_is_gone_is_said_and_resumed_from(
     host: Agent, report: Report, model: Path, share: Share
 ) -> None:
     with held(share) as wire:
-        order(host, report, entry(wire, share.token), retry_seconds=0.4)
+        order(host, report, entry(wire, share.token), retry_seconds=3)
         process = host.start()
         await_hold(host, wire)
     status, said = ended(process)
