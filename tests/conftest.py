@@ -13,12 +13,16 @@ from xdist.scheduler import LoadScopeScheduling
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+ROOMS = ("tests/lab/", "tests/browser/")
+
+
 class _ByRoom(LoadScopeScheduling):  # type: ignore[misc]  # xdist is not typed strictly
-    """One checkout has one lab, and a module its fixtures: each stays in one process. What has most
-    tests begins first, so the lab does, and the rest runs beside it."""
+    """One checkout has one lab, the browser's tests one browser, and a module its fixtures: each
+    stays in one process. What has most tests begins first, so the lab does, the rest beside it."""
 
     def _split_scope(self, nodeid: str) -> str:
-        return "lab" if nodeid.startswith("tests/lab/") else nodeid.split("::")[0]
+        room = next((room for room in ROOMS if nodeid.startswith(room)), None)
+        return room or nodeid.split("::")[0]
 
 
 @pytest.hookimpl(optionalhook=True)

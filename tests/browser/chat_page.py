@@ -44,7 +44,7 @@ class ChatPage:
         """Conversations in local storage; None while the page has not begun."""
         script = (
             "return sessionStorage.getItem('qwen.active') && JSON.stringify("
-            "Object.keys(localStorage).filter(key => key.startsWith('qwen.chat.'))"
+            "Object.keys(localStorage).filter(key => key.startsWith('qwen.chat'))"
             ".map(key => JSON.parse(localStorage.getItem(key))))"
         )
         text = self.driver.execute_script(script)
@@ -58,7 +58,8 @@ class ChatPage:
         return self.driver.find_element(By.CSS_SELECTOR, selector)
 
     def texts(self, selector: str) -> list[str]:
-        return [one.text for one in self.driver.find_elements(By.CSS_SELECTOR, selector)]
+        script = "return [...document.querySelectorAll(arguments[0])].map(one => one.innerText)"
+        return [text.strip() for text in self.driver.execute_script(script, selector)]
 
     @property
     def question(self) -> WebElement:
@@ -100,6 +101,14 @@ class ChatPage:
     def press(self, label: str, place: int = -1) -> None:
         """One of the buttons beside a message."""
         self._act(lambda: self.button(label, place).click())
+
+    def edit(self, before: str, after: str) -> None:
+        """The first question."""
+        self.press("Edit", 0)
+        area = self.eventually(lambda: self.find("#chat .edit-textarea"))
+        self.eventually(lambda: area.get_attribute("value") == before)
+        area.send_keys(Keys.CONTROL + "a" + Keys.NULL + after)
+        self.press("Submit")
 
     def _act(self, act: Callable[[], None]) -> None:
         def has_acted() -> bool:

@@ -33,6 +33,8 @@ ARGUMENTS = (
     "--disable-sync",
     "--window-size=1280,860",
 )
+# What gradio says of an answer that it still waits for when its page is left.
+LAST_WORDS = ("AbortError: signal is aborted without reason", '"Connection errored out. "')
 # The port of "discard", where nothing listens.
 NOWHERE = "http://127.0.0.1:9"
 
@@ -50,7 +52,7 @@ def chromium(profile: Path) -> Iterator[Chrome]:
     ):
         options.add_argument(argument)
     options.add_experimental_option("prefs", {"intl.accept_languages": "en-US"})
-    options.set_capability("goog:loggingPrefs", {"performance": "ALL"})
+    options.set_capability("goog:loggingPrefs", {"browser": "WARNING", "performance": "ALL"})
     driver = Chrome(options=options, service=Service("/usr/bin/chromedriver"))
     try:
         yield driver
@@ -94,6 +96,13 @@ def open_tab(driver: Chrome) -> None:
     driver.execute_script("window.open('about:blank')")
     (tab,) = set(driver.window_handles) - before
     driver.switch_to.window(tab)
+
+
+def complaints(driver: Chrome) -> list[str]:
+    """Warnings and errors that pages left in the console since the last time."""
+    entries = driver.get_log("browser")  # type: ignore[no-untyped-call]
+    messages = (str(entry["message"]) for entry in entries)
+    return [one for one in messages if not any(last in one for last in LAST_WORDS)]
 
 
 def requested(driver: Chrome) -> list[str]:

@@ -1,16 +1,19 @@
-"""One Chromium and one real service for all browser tests; each test finds an empty browser."""
+"""One Chromium and two services for all browser tests; each test finds an empty browser."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import ExitStack, suppress
 from hashlib import sha256
 from pathlib import Path
 
+import httpx
 import pytest
+from selenium.common.exceptions import UnexpectedAlertPresentException
 from selenium.webdriver import Chrome
 
 from tests.browser.chat_page import ChatPage
-from tests.browser.chromium import chromium, fresh_window, requested
+from tests.browser.chromium import chromium, complaints, fresh_window, requested
 from tests.browser.elsewhere import Elsewhere
 from tests.fixture_model import fixture_model
 from tests.running_service import RunningService
@@ -23,7 +26,9 @@ def elsewhere() -> Iterator[Elsewhere]:
 
 
 @pytest.fixture(scope="session")
-def window(tmp_path_factory: pytest.TempPathFactory, elsewhere: Elsewhere) -> Iterator[Chrome]:
+def window(
+    tmp_path_factory: pytest.TempPathFactory, elsewhere: Elsewhere, services: Services
+) -> Iterator[Chrome]:
     profile = tmp_path_factory.mktemp("profile")
     with chromium(profile) as driver, fresh_window(driver, elsewhere.address):
         yield driver
@@ -31,7 +36,8 @@ def window(tmp_path_factory: pytest.TempPathFactory, elsewhere: Elsewhere) -> It
 
 @pytest.fixture
 def browser(window: Chrome) -> Iterator[Chrome]:
-    """With one tab; see `opened` for what it keeps."""
+    """With one tab, whose pages complain of nothing that the test has not read; see `opened` and
+    `renewed` for what it keeps."""
     requested(window)
     before = window.window_handles
     tab = window.current_window_handle
@@ -40,15 +46,10 @@ def browser(window: Chrome) -> Iterator[Chrome]:
         window.switch_to.window(handle)
         window.close()
     window.switch_to.window(tab)
-    # Whatever is shown ends here, also what a dialog holds up.
-    window.get("about:blank")
-    window.execute_cdp_cmd("Network.clearBrowserCookies", {})
-
-
-@pytest.fixture(scope="session")
-def service() -> Iterator[RunningService]:
-    with RunningService(fixture_model()) as running:
-        yield running.wait_ready()
+    with suppress(UnexpectedAlertPresentException):
+        # Where a dialog was left open, this closes it.
+        window.execute_script("return document.title")
+    assert complaints(window) == []
 
 
 class Keys:
@@ -82,42 +83,94 @@ def key(keys: Keys) -> str:
     return keys.add("tester")
 
 
+class Services:
+    """They start beside each other, and load their pages while Chromium starts."""
+
+    def __init__(self, started: ExitStack, keys: Keys) -> None:
+        self._started = started
+        self._keys = keys
+        self._echo = self._start_echo()
+        self.real = started.enter_context(RunningService(fixture_model()))
+        for service in (self._echo, self.real):
+            httpx.get(service.wait_ready().url)
+
+    @property
+    def echo(self) -> RunningService:
+        """A test may end it: the next one gets another."""
+        if self._echo.process.poll() is not None:
+            self._echo = self._start_echo().wait_ready()
+        return self._echo
+
+    def _start_echo(self) -> RunningService:
+        settings = {"QWEN_AUTH": "keys", "QWEN_KEYS_FILE": str(self._keys.path)}
+        folder = self._keys.path.parent
+        service = RunningService(folder, settings, module="tests.browser.fake_service")
+        return self._started.enter_context(service)
+
+
 @pytest.fixture(scope="session")
-def echo_service(keys: Keys, key: str) -> Iterator[RunningService]:
-    with fake_service(keys) as running:
-        yield running.wait_ready()
+def services(keys: Keys, key: str) -> Iterator[Services]:
+    with ExitStack() as started:
+        yield Services(started, keys)
 
 
 @pytest.fixture
-def draining_service(keys: Keys, key: str) -> Iterator[RunningService]:
-    with fake_service(keys) as running:
-        yield running.wait_ready()
+def service(services: Services) -> RunningService:
+    return services.real
 
 
-def fake_service(keys: Keys) -> RunningService:
-    settings = {"QWEN_AUTH": "keys", "QWEN_KEYS_FILE": str(keys.path)}
-    return RunningService(keys.path.parent, settings, module="tests.browser.fake_service")
+@pytest.fixture
+def echo_service(services: Services) -> RunningService:
+    return services.echo
 
 
 @pytest.fixture
 def page(browser: Chrome, service: RunningService) -> ChatPage:
-    return opened(browser, service.url).wait_usable()
+    page = ChatPage(browser, service.url)
+    return page if renewed(page) else opened(browser, service.url).wait_usable()
 
 
 @pytest.fixture
 def echo_page(browser: Chrome, echo_service: RunningService, key: str) -> ChatPage:
-    return logged_in(browser, echo_service.url, key)
+    page = ChatPage(browser, echo_service.url)
+    return page if renewed(page, "tester") else logged_in(browser, echo_service.url, key)
 
 
 def logged_in(browser: Chrome, url: str, key: str) -> ChatPage:
-    page = opened(browser, url)
-    page.log_in(key)
-    return page.wait_usable()
+    """Without the login page, which has tests of its own."""
+    cookies = httpx.post(f"{url}/login", data={"key": key}).cookies
+    return opened(browser, url, cookies).wait_usable()
 
 
-def opened(browser: Chrome, url: str) -> ChatPage:
-    """The page in a browser that keeps nothing of it."""
+def opened(browser: Chrome, url: str, cookies: httpx.Cookies | None = None) -> ChatPage:
+    """The page in a browser that keeps nothing else of it."""
     browser.get(f"{url}/ui/icon.svg")
     browser.execute_script("localStorage.clear(); sessionStorage.clear()")
+    browser.delete_all_cookies()
+    for cookie in cookies.jar if cookies else ():
+        browser.add_cookie({"name": cookie.name, "value": cookie.value})
     browser.get(url)
     return ChatPage(browser, url)
+
+
+# Nothing but conversations sets the page apart from one that was loaded just now.
+IS_AS_LOADED = """
+    const [url, owner] = arguments;
+    const page = document.documentElement;
+    return location.href === url && page.lang === "en" && (page.dataset.owner || "") === owner
+        && !["qwen.dark", "qwen.settings"].some((key) => key in localStorage)
+        && document.querySelector("#question textarea")?.value === ""
+        && !document.querySelector("#system")?.checkVisibility()
+        && document.querySelector("#question .submit-button") !== null;
+"""
+
+
+def renewed(page: ChatPage, owner: str = "") -> bool:
+    """The page that a test before left open, without its conversations: loading it takes longer
+    than most tests do."""
+    if not page.driver.execute_script(IS_AS_LOADED, f"{page.url}/", owner):
+        return False
+    page.driver.execute_script("localStorage.clear()")
+    page.click("#new")
+    page.eventually(lambda: (page.questions(), page.titles()) == ([], []))
+    return True

@@ -8,8 +8,9 @@ from selenium.webdriver import Chrome
 from selenium.webdriver.common.keys import Keys
 
 from tests.browser.chat_page import ChatPage
-from tests.browser.chromium import requested
+from tests.browser.chromium import complaints, requested
 from tests.browser.elsewhere import Elsewhere
+from tests.running_service import RunningService
 
 pytestmark = pytest.mark.browser
 
@@ -17,6 +18,8 @@ CODE = "```python\ndef add(a, b):\n    return a + b\n```"
 EVIL = (
     "![x](http://pictures.example/x.png) <img src='http://pictures.example/y.png'> "
     "<script src='http://scripts.example/z.js'></script> <b onclick='alert(1)'>List<int></b>"
+    # Code in the eyes of the service, not in those of gradio.
+    "\n\n`a\n\n<img src='/x' onerror='alert(1)'>\n\nb`"
 )
 
 
@@ -31,12 +34,18 @@ def answer_elements(page: ChatPage, selector: str) -> int:
     return len(page.driver.find_elements("css selector", f"#chat .bot-row {selector}"))
 
 
-def test_code_is_highlighted_and_copied(echo_page: ChatPage) -> None:
+def test_code_is_highlighted_and_copied_and_so_is_an_answer(echo_page: ChatPage) -> None:
     echo_page.ask(CODE)
     echo_page.eventually(lambda: answer_elements(echo_page, "pre .token.keyword") > 0)
     echo_page.eventually(echo_page.is_idle)
     echo_page.click("#chat .bot-row .copy_code_button")
     echo_page.eventually(lambda: pasted(echo_page).rstrip() == "def add(a, b):\n    return a + b")
+    text = "Take a **List<int>** of $x^2$ & `b`"
+    echo_page.ask(text)
+    echo_page.eventually(lambda: len(echo_page.answers()) == 2 and echo_page.is_idle())
+    assert "List<int>" in echo_page.answers()[1]
+    echo_page.press("Copy message")
+    echo_page.eventually(lambda: pasted(echo_page) == text)
 
 
 def test_formulas_are_set_and_prices_are_not(echo_page: ChatPage) -> None:
@@ -44,15 +53,6 @@ def test_formulas_are_set_and_prices_are_not(echo_page: ChatPage) -> None:
     echo_page.eventually(lambda: answer_elements(echo_page, ".katex-display .katex") == 1)
     echo_page.eventually(lambda: answer_elements(echo_page, ".katex") == 3)
     assert "cost $5 and $6 each" in echo_page.answers()[0]
-
-
-def test_an_answer_is_copied_word_for_word(echo_page: ChatPage) -> None:
-    text = "Take a **List<int>** of $x^2$ & `b`"
-    echo_page.ask(text)
-    echo_page.eventually(lambda: echo_page.answers() and echo_page.is_idle())
-    assert "List<int>" in echo_page.answers()[0]
-    echo_page.press("Copy message")
-    echo_page.eventually(lambda: pasted(echo_page) == text)
 
 
 def test_html_in_an_answer_is_text_and_no_other_host_is_asked(
@@ -71,29 +71,42 @@ def test_html_in_an_answer_is_text_and_no_other_host_is_asked(
     seen = requested(echo_page.driver)
     assert any("/gradio_api/queue/join" in url for url in seen)
     assert {url for url in seen if not url.startswith(f"{echo_page.url}/")} == set()
+    assert f"{echo_page.url}/x" not in seen
     assert elsewhere.asked == []
 
 
+def test_html_in_an_edited_question_is_text_from_the_first_moment_on(echo_page: ChatPage) -> None:
+    evil = "<img src=x onerror=alert(1)><p onclick=alert(2)> &lt; `<b>`"
+    echo_page.ask(evil)
+    echo_page.eventually(lambda: echo_page.answers() and echo_page.is_idle())
+    requested(echo_page.driver)
+    echo_page.edit(evil, f"{evil}?")
+    echo_page.eventually(lambda: "?" in echo_page.answers()[0] and echo_page.is_idle())
+    shown = "<img src=x onerror=alert(1)><p onclick=alert(2)> < <b>?"
+    assert (echo_page.questions(), echo_page.answers()) == ([shown], [shown])
+    (kept,) = echo_page.kept() or [{}]
+    assert [turn["content"] for turn in kept["turns"]] == [f"{evil}?", f"{evil}?"]
+    assert f"{echo_page.url}/x" not in requested(echo_page.driver)
+    assert complaints(echo_page.driver) == []
+
+
 def test_another_host_would_have_been_seen(
-    browser: Chrome, echo_page: ChatPage, elsewhere: Elsewhere
+    browser: Chrome, echo_service: RunningService, elsewhere: Elsewhere
 ) -> None:
     # A page of the same service that has no policy.
-    browser.get(f"{echo_page.url}/health")
+    browser.get(f"{echo_service.url}/health")
     script = "document.body.append(Object.assign(new Image(), {src: arguments[0]}))"
     browser.execute_script(script, "http://pictures.example/x.png")
     try:
-        echo_page.eventually(lambda: elsewhere.asked)
+        echo_service.eventually(lambda: elsewhere.asked)
         assert elsewhere.asked == ["GET http://pictures.example/x.png HTTP/1.1"]
         assert "http://pictures.example/x.png" in requested(browser)
+        assert any("502" in complaint for complaint in complaints(browser))
     finally:
         elsewhere.asked.clear()
 
 
-def test_what_gradio_could_do_besides_is_shut(echo_page: ChatPage) -> None:
-    asked = """
-        const [method, path, done] = arguments;
-        fetch(path, {method}).then((response) => done(response.status));
-    """
+def test_what_gradio_could_do_besides_is_shut(echo_service: RunningService, key: str) -> None:
     paths = [
         ("GET", "/gradio_api/file=/etc/passwd"),
         ("GET", "/gradio_api/proxy=http://pictures.example/"),
@@ -108,7 +121,8 @@ def test_what_gradio_could_do_besides_is_shut(echo_page: ChatPage) -> None:
         ("POST", "/gradio_api/component_server"),
         ("POST", "/gradio_api/vibe-edit"),
     ]
-    ask = echo_page.driver.execute_async_script
-    assert {path: ask(asked, method, path) for method, path in paths} == {
-        path: 404 for _, path in paths
-    }
+    with echo_service.client() as client:
+        assert client.post("/login", data={"key": key}).status_code == 303
+        assert client.get("/").status_code == 200
+        answers = {path: client.request(method, path).status_code for method, path in paths}
+    assert answers == {path: 404 for _, path in paths}

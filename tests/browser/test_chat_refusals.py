@@ -11,7 +11,6 @@ from selenium.webdriver import Chrome
 
 from tests.browser.chat_page import ChatPage
 from tests.browser.chromium import open_tab
-from tests.browser.conftest import logged_in
 from tests.browser.fake_service import HOLD
 from tests.running_service import MODEL, RunningService
 
@@ -84,13 +83,12 @@ def test_stop_frees_the_place_of_an_answer_that_did_not_begin(
 
 
 def test_a_service_that_drains_says_so_and_ends(
-    browser: Chrome, draining_service: RunningService, key: str
+    echo_page: ChatPage, echo_service: RunningService, key: str
 ) -> None:
-    page = logged_in(browser, draining_service.url, key)
-    with held(draining_service, key):
-        draining_service.terminate()
-        told = draining_service.told
-        draining_service.eventually(lambda: any("STOPPING=1" in line for line in told()))
-        page.ask("Hello")
-        page.wait_answers(NOT_READY)
-    assert draining_service.exit_code() == 0
+    with held(echo_service, key):
+        echo_service.terminate()
+        told = echo_service.told
+        echo_service.eventually(lambda: any("STOPPING=1" in line for line in told()))
+        echo_page.ask("Hello")
+        echo_page.wait_answers(NOT_READY)
+    assert echo_service.exit_code() == 0

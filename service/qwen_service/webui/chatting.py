@@ -11,6 +11,7 @@ import math
 from collections.abc import AsyncIterator, MutableMapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from html import unescape
 from typing import Any
 
 import gradio as gr
@@ -107,7 +108,9 @@ class Chatting:
         shown = event.index if isinstance(event.index, int) else event.index[0]
         turn = display.turn_of(conversation, shown, self._texts)
         controls = self._controls(settings)
-        edited = replace(conversation.edited(turn, str(event.value)), system=controls.system or "")
+        # The browser sent it so that gradio shows no HTML of it.
+        question = unescape(str(event.value))
+        edited = replace(conversation.edited(turn, question), system=controls.system or "")
         async for outputs in self._answer(edited, controls, request):
             yield outputs
 

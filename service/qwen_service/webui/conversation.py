@@ -29,9 +29,7 @@ class Conversation:
     turns: tuple[Turn, ...] = ()
 
     def asked(self, question: str) -> Conversation:
-        title = self.title or question.strip().splitlines()[0][:TITLE_LENGTH]
-        turns = self.complete().turns
-        return replace(self, title=title, turns=(*turns, Turn("user", question)))
+        return self._said((*self.complete().turns, Turn("user", question)))
 
     def complete(self, note: str = "") -> Conversation:
         """Questions and answers take turns, also where an answer never came."""
@@ -50,11 +48,16 @@ class Conversation:
         last = self._last_question()
         if last < 0:
             return self, ""
-        return replace(self, turns=self.turns[:last]), self.turns[last].content
+        return self._said(self.turns[:last]), self.turns[last].content
 
     def edited(self, index: int, question: str) -> Conversation:
         """With another question in this place, and nothing after it."""
-        return replace(self, turns=(*self.turns[:index], Turn("user", question)))
+        return self._said((*self.turns[:index], Turn("user", question)))
+
+    def _said(self, turns: tuple[Turn, ...]) -> Conversation:
+        """The title goes with the first question, unless somebody gave another."""
+        is_given = self.title and self.title != _title(self.turns)
+        return replace(self, title=self.title if is_given else _title(turns), turns=turns)
 
     def _last_question(self) -> int:
         places = [place for place, turn in enumerate(self.turns) if turn.role == "user"]
@@ -68,6 +71,11 @@ class Conversation:
 
     def written(self) -> dict[str, Any]:
         return asdict(self)
+
+
+def _title(turns: tuple[Turn, ...]) -> str:
+    lines = turns[0].content.strip().splitlines() if turns else []
+    return lines[0][:TITLE_LENGTH] if lines else ""
 
 
 def parse(value: Any) -> Conversation:

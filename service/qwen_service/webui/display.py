@@ -38,7 +38,8 @@ def _messages(turn: Turn, texts: Texts, *, is_pending: bool) -> list[dict[str, A
         return [_message("user", shown(turn.content))]
     said = shown(turn.content)
     if turn.note:
-        said = f"{said}\n\n*{turn.note}*" if said else f"*{turn.note}*"
+        note = f"*{shown(turn.note)}*"
+        said = f"{said}\n\n{note}" if said else note
     thoughts = []
     if turn.reasoning:
         is_thinking = is_pending and not turn.content

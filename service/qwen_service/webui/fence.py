@@ -56,7 +56,7 @@ def marked(send: Send) -> Send:
     return send_marked
 
 
-async def page_of(app: ASGIApp, scope: Scope, texts: Texts) -> HTMLResponse:
+async def page_of(app: ASGIApp, scope: Scope, texts: Texts, owner: str | None) -> HTMLResponse:
     """Gradio's page with the site's own script first, and no script but those that it came with."""
     body = bytearray()
 
@@ -69,7 +69,7 @@ async def page_of(app: ASGIApp, scope: Scope, texts: Texts) -> HTMLResponse:
     headers = [(name, value) for name, value in scope["headers"] if name != b"accept-encoding"]
     await app({**scope, "method": "GET", "headers": headers}, receive, send)
     page = ABOUT_GRADIO.sub(b"", bytes(body))
-    page = page.replace(b'lang="en"', _attributes(texts).encode(), 1)
+    page = page.replace(b'lang="en"', _attributes(texts, owner).encode(), 1)
     page = page.replace(b"<head>", b"<head>" + HEAD, 1)
     hashes = {hashlib.sha256(match[1]).digest() for match in INLINE_SCRIPT.finditer(page)}
     # Gradio compiles the page's own handlers at run time; what others wrote stays text.
@@ -84,10 +84,13 @@ HEAD = (
 )
 
 
-def _attributes(texts: Texts) -> str:
+def _attributes(texts: Texts, owner: str | None) -> str:
     said: Mapping[str, str] = {
         "lang": texts.html_language,
         "data-title-asked": texts.title_asked,
         "data-sure-to-delete": texts.sure_to_delete,
+        "data-sure-to-log-out": texts.sure_to_log_out,
+        "data-copied": texts.copied,
+        **({"data-owner": owner} if owner else {}),
     }
     return " ".join(f'{name}="{escape(value)}"' for name, value in said.items())

@@ -29,6 +29,30 @@ LATEX: list[dict[str, str | bool]] = [
     {"left": "\\[", "right": "\\]", "display": True},
     {"left": "\\(", "right": "\\)", "display": False},
 ]
+# Tags that gradio shows as text where they got past `markup`, which does not know all of Markdown.
+FETCHING = [
+    "applet",
+    "audio",
+    "base",
+    "embed",
+    "feimage",
+    "form",
+    "frame",
+    "iframe",
+    "image",
+    "img",
+    "link",
+    "meta",
+    "object",
+    "picture",
+    "portal",
+    "script",
+    "source",
+    "style",
+    "track",
+    "use",
+    "video",
+]
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
 MOST_EVENTS = 4096
 POLL_SECONDS = 0.02
@@ -52,6 +76,7 @@ class Page:
 class Side:
     chats: gr.Radio
     new: gr.Button
+    follow: gr.Button
     rename: gr.Button
     delete: gr.Button
     settings: Sequence[gr.Textbox | gr.Checkbox]
@@ -73,11 +98,11 @@ def make_page(model: str, texts: Texts, *, thinks: bool, has_login: bool) -> Pag
             container=False,
             lines=1,
             max_lines=10,
-            autofocus=True,
             submit_btn=True,
             elem_id="question",
         )
-        gr.Markdown(texts.caution, elem_id="caution")
+        kept = texts.kept_until_logout if has_login else texts.kept
+        gr.Markdown(f"{texts.caution} {kept}", elem_id="caution")
         _wire_answers(page, chatting, side, (question, chatbot, conversation))
         _wire_browser(page, chatting, side, (question, chatbot, conversation))
     page.queue(default_concurrency_limit=None, api_open=False)
@@ -102,7 +127,7 @@ def _chatbot(model: str, texts: Texts) -> gr.Chatbot:
         buttons=["copy"],
         placeholder=f"# {model}\n{texts.welcome}",
         sanitize_html=True,
-        allow_tags=False,
+        allow_tags=FETCHING,
         allow_file_downloads=False,
         feedback_options=None,
         group_consecutive_messages=True,
@@ -112,6 +137,8 @@ def _chatbot(model: str, texts: Texts) -> gr.Chatbot:
 def _side(model: str, texts: Texts, *, thinks: bool, has_login: bool) -> Side:
     gr.Markdown(f"## {model}", elem_id="model")
     new = gr.Button(texts.new_chat, variant="primary", elem_id="new")
+    # What the browser presses when another tab went on with what this one shows.
+    follow = gr.Button(visible="hidden", elem_id="follow")
     chats = gr.Radio([], label=texts.chats, elem_id="chats", show_label=True)
     with gr.Row():
         rename = gr.Button(texts.rename, size="sm", elem_id="rename", min_width=60)
@@ -125,7 +152,7 @@ def _side(model: str, texts: Texts, *, thinks: bool, has_login: bool) -> Side:
     if HUB_NAME.fullmatch(model):
         places = f"huggingface.co/{model}, modelscope.cn/models/{model}"
         gr.Markdown(f"{texts.license}: {places}", elem_id="license")
-    return Side(chats, new, rename, delete, settings, dark, language, log_out)
+    return Side(chats, new, follow, rename, delete, settings, dark, language, log_out)
 
 
 def _settings(texts: Texts, *, thinks: bool) -> list[gr.Textbox | gr.Checkbox]:
@@ -186,11 +213,12 @@ def _wire_browser(
     for trigger, inputs, js in (
         (side.chats.input, [side.chats], "(id) => qwen.open(id)"),
         (side.new.click, [], "() => qwen.fresh()"),
+        (side.follow.click, [], "() => qwen.follow()"),
         (side.delete.click, [conversation], "(one) => qwen.remove(one)"),
     ):
         trigger(None, inputs, opened, js=js, **EVENT).then(chatting.show, **shown)
     side.rename.click(None, [conversation], opened, js="(one) => qwen.rename(one)", **EVENT)
-    conversation.change(None, [conversation], [side.chats], js="(one) => qwen.save(one)", **EVENT)
+    conversation.change(None, [conversation], opened, js="(one) => qwen.save(one)", **EVENT)
     for setting in kept:
         setting.change(None, kept, js="(...values) => qwen.keep(values)", **EVENT)
     side.dark.click(None, js="() => qwen.dark()", **EVENT)

@@ -1,4 +1,4 @@
-"""What people and models wrote, as Markdown that shows it: code, formulas, and no HTML.
+"""What people and models wrote, as Markdown that shows it: code, formulas, no HTML, no pictures.
 
 Changes only what is shown; what is kept and sent to the model stays as it was said. Takes time in
 proportion to the text, whatever it is: an answer is shown anew many times while it comes.
@@ -17,6 +17,8 @@ DOLLARS = re.compile(r"(?<![\\$\w])\$(?=[^\s$])([^$\n]*[^\s$\\])\$(?![\d$])")
 # Models break lines in tables with the first, and have no other way to write the rest.
 HARMLESS = r"(?:br ?/?|/?su[bp])>"
 OPENING = re.compile(rf"<(?=[a-z/!?])(?!{HARMLESS})", re.IGNORECASE)
+# Where a picture begins, whose address the page would ask for.
+PICTURE = "!["
 
 
 def shown(text: str) -> str:
@@ -56,10 +58,14 @@ def _ending(beginning: re.Match[str]) -> str:
 
 
 def _prose(text: str) -> str:
-    """Formulas get marks that nothing else has, and every tag is shown as it was written."""
+    """Formulas get marks that nothing else has; tags and pictures are shown as they came."""
     parts = []
     end = 0
     for match in DOLLARS.finditer(text):
-        parts += [OPENING.sub("&lt;", text[end : match.start()]), rf"\({match[1]}\)"]
+        parts += [_words(text[end : match.start()]), rf"\({match[1]}\)"]
         end = match.end()
-    return "".join([*parts, OPENING.sub("&lt;", text[end:])])
+    return "".join([*parts, _words(text[end:])])
+
+
+def _words(text: str) -> str:
+    return OPENING.sub("&lt;", text).replace(PICTURE, "!&#91;")

@@ -24,6 +24,9 @@ class KeyRing(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Session:
+    """Of whom, and what stands for the key in requests of this browser."""
+
+    name: str
     token: str
     until: float
 
@@ -40,20 +43,20 @@ class Sessions:
         if name is None:
             return None
         cookie = secrets.token_urlsafe(32)
-        self._sessions[cookie] = Session(self._keys.lend(name), self._clock() + LASTS_SECONDS)
+        until = self._clock() + LASTS_SECONDS
+        self._sessions[cookie] = Session(name, self._keys.lend(name), until)
         while len(self._sessions) > MOST:
             self._sessions.popitem(last=False)
         return cookie
 
-    def token(self, cookie: str) -> str | None:
-        """What stands for the key in requests of this browser."""
+    def find(self, cookie: str) -> Session | None:
         session = self._sessions.get(cookie)
         if session is None:
             return None
         if session.until < self._clock() or self._keys.name_of(session.token) is None:
             self.close(cookie)
             return None
-        return session.token
+        return session
 
     def close(self, cookie: str) -> None:
         self._sessions.pop(cookie, None)

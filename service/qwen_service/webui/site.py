@@ -22,7 +22,7 @@ from qwen_service.lifecycle.readiness import Readiness
 from qwen_service.settings import Settings
 from qwen_service.webui import pages, texts
 from qwen_service.webui.fence import ASSETS, CALLS, marked, page_of
-from qwen_service.webui.sessions import KeyRing, Sessions
+from qwen_service.webui.sessions import KeyRing, Session, Sessions
 from qwen_service.webui.starting import Starting
 from qwen_service.webui.texts import Texts
 
@@ -73,12 +73,12 @@ class Site:
         if path == "/logout":
             return self._log_out(request)
         self._starting.wish()
-        token = self._sessions.token(_session(request)) if self._sessions else None
-        if self._sessions and not token and not ASSETS.fullmatch(path):
+        session = self._sessions.find(_cookie(request)) if self._sessions else None
+        if self._sessions and not session and not ASSETS.fullmatch(path):
             if path == "/":
                 return _html(pages.login(self._model, words))
             return PlainTextResponse("log in first", 401)
-        return await self._gradio(request, words, token)
+        return await self._gradio(request, words, session)
 
     def _refusal(self, request: Request) -> Response | None:
         if request.method in ("GET", "HEAD"):
@@ -95,7 +95,7 @@ class Site:
             return PlainTextResponse("too much", 413)
         return None
 
-    async def _gradio(self, request: Request, words: Texts, token: str | None) -> ASGIApp:
+    async def _gradio(self, request: Request, words: Texts, session: Session | None) -> ASGIApp:
         path = request.url.path
         facts = self._readiness.facts
         if path == "/" and facts and facts.kind == "embedding":
@@ -107,10 +107,11 @@ class Site:
                 return _html(pages.loading(self._model, words, reason))
             return PlainTextResponse("not loaded yet", 503, {"retry-after": "1"})
         if path == "/":
-            answer = await page_of(page.app, dict(request.scope), words)
+            owner = session.name if session else None
+            answer = await page_of(page.app, dict(request.scope), words, owner)
             answer.headers["cache-control"] = "no-store"
             return answer
-        request.scope[TOKEN] = token
+        request.scope[TOKEN] = session.token if session else None
         return page.app
 
     async def _log_in(self, request: Request, words: Texts) -> Response:
@@ -131,7 +132,7 @@ class Site:
 
     def _log_out(self, request: Request) -> Response:
         if request.method == "POST" and self._sessions:
-            self._sessions.close(_session(request))
+            self._sessions.close(_cookie(request))
         answer = RedirectResponse("/", 303)
         if request.method == "POST":
             answer.delete_cookie(_cookie_name(request), httponly=True, samesite="lax")
@@ -148,7 +149,7 @@ def _cookie_name(request: Request) -> str:
     return f"qwen-session-{request.url.port or request.url.scheme}"
 
 
-def _session(request: Request) -> str:
+def _cookie(request: Request) -> str:
     return request.cookies.get(_cookie_name(request), "")
 
 

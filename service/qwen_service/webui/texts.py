@@ -32,9 +32,13 @@ class Texts:
     question: str
     welcome: str
     caution: str
+    kept: str
+    kept_until_logout: str
+    copied: str
     license: str
     dark: str
     log_out: str
+    sure_to_log_out: str
     log_in: str
     api_key: str
     key_unknown: str
@@ -74,10 +78,14 @@ ENGLISH = Texts(
     thoughts="Thoughts",
     question="Ask anything",
     welcome="What can I do for you?",
-    caution="Answers may be wrong. Conversations are kept in this browser alone.",
+    caution="Answers may be wrong.",
+    kept="Conversations are kept in this browser alone.",
+    kept_until_logout="Conversations are kept in this browser alone, until you log out.",
+    copied="Another tab went on with this conversation too. It goes on here as “{}”.",
     license="License of the model",
     dark="Dark or light",
     log_out="Log out",
+    sure_to_log_out="Log out, and delete your conversations from this browser?",
     log_in="Log in",
     api_key="API key",
     key_unknown="This API key is not known here.",
@@ -117,10 +125,14 @@ CHINESE = Texts(
     thoughts="思考过程",
     question="输入问题",
     welcome="有什么可以帮您？",
-    caution="回答可能有误。对话只保存在此浏览器中。",
+    caution="回答可能有误。",
+    kept="对话只保存在此浏览器中。",
+    kept_until_logout="对话只保存在此浏览器中，退出登录时删除。",
+    copied="另一个标签页也继续了此对话。此处的对话另存为“{}”。",
     license="模型许可协议",
     dark="深色 / 浅色",
     log_out="退出登录",
+    sure_to_log_out="退出登录，并从此浏览器中删除您的对话？",
     log_in="登录",
     api_key="API 密钥",
     key_unknown="无法识别此 API 密钥。",

@@ -128,11 +128,11 @@ def test_sessions_end_by_themselves_and_are_not_kept_without_end(tmp_path: Path)
     sessions = Sessions(keys_of(tmp_path, "ann"), clock=lambda: now[0])
     assert sessions.open("sk-two") is None
     first = sessions.open(KEY)
-    assert first and sessions.token(first)
-    assert sessions.token("made-up") is None
+    assert first and sessions.find(first)
+    assert sessions.find("made-up") is None
     for _ in range(MOST):
         last = sessions.open(KEY)
-    assert sessions.token(first) is None
-    assert last and sessions.token(last)
+    assert sessions.find(first) is None
+    assert last and sessions.find(last)
     now[0] = LASTS_SECONDS + 1
-    assert sessions.token(last) is None
+    assert sessions.find(last) is None
