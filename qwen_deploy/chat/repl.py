@@ -121,14 +121,14 @@ class _Loop:
     def _ask(self, question: str, *, again: bool) -> None:
         payload = self._session.request(self._model, question, again=again)
         display = self._screen.display(renders=self._session.renders)
-        try:
-            with self._reader.muted():
+        with self._reader.muted():
+            try:
                 answer = receive(self._service, payload, display.show, clock=time.monotonic)
-            turn = Turn(question, answer.text, answer.ending, answer.reasoning)
-            self._session = self._session.recorded(turn, again=again)
-        finally:
-            display.end()
-        self._remark(answer)
+                turn = Turn(question, answer.text, answer.ending, answer.reasoning)
+                self._session = self._session.recorded(turn, again=again)
+            finally:
+                display.end()
+            self._remark(answer)
         if answer.failure:
             raise answer.failure
         if answer.ending is Ending.INTERRUPTED and not self._screen.is_interactive:
