@@ -61,6 +61,7 @@ def test_html_in_an_answer_is_text_and_no_other_host_is_asked(
     echo_page.ask(EVIL)
     echo_page.eventually(lambda: echo_page.answers() and echo_page.is_idle())
     assert "<b onclick='alert(1)'>List<int></b>" in echo_page.answers()[0]
+    assert "![x](http://pictures.example/x.png)" in echo_page.answers()[0]
     echo_page.click("#dark")
     echo_page.click("#settings button")
     echo_page.click("#language")

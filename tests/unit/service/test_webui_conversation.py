@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from qwen_service.webui import display
 from qwen_service.webui.conversation import Conversation, Turn, parse
@@ -54,6 +56,24 @@ def test_the_first_question_names_the_conversation() -> None:
     assert Conversation("c1").asked("\n one\ntwo").title == "one"
     assert len(Conversation("c1").asked("long " * 20).title) == 40
     assert WHOLE.asked("more").title == "Hello"
+
+
+def test_the_title_goes_with_the_first_question_unless_it_was_given() -> None:
+    answered = Conversation("c1").asked("one").answered(Turn("assistant", "1")).asked("two")
+    assert answered.edited(2, "three").title == "one"
+    assert answered.edited(0, "three").title == "three"
+    assert answered.undone()[0].title == "one"
+    assert answered.undone()[0].undone()[0].title == ""
+    assert answered.edited(0, " \n ").title == ""
+    given = replace(answered, title="Numbers")
+    assert given.edited(0, "three").title == "Numbers"
+    assert given.undone()[0].undone()[0].asked("four").title == "Numbers"
+
+
+def test_what_the_service_says_of_an_answer_is_shown_as_text() -> None:
+    turns = (Turn("user", "Hi"), Turn("assistant", "", note="temperature: <img src=x>"))
+    (_, shown) = display.messages(Conversation("c1", turns=turns), ENGLISH)
+    assert shown["content"][0]["text"] == "*temperature: &lt;img src=x>*"
 
 
 def test_questions_and_answers_take_turns_where_an_answer_never_came() -> None:

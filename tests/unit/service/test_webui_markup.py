@@ -33,6 +33,7 @@ def test_what_is_safe_stays_as_it_is(text: str) -> None:
         ("`a` <b> `c`", "`a` &lt;b> `c`"),
         ("where $x_1$ and $y$.", r"where \(x_1\) and \(y\)."),
         ("$a<b$ then <b>", r"\(a<b\) then &lt;b>"),
+        ("![x](/y) and `![x](/y)`", "!&#91;x](/y) and `![x](/y)`"),
         ("```\n<i>\n```\n<i>", "```\n<i>\n```\n&lt;i>"),
         (r"costs \$5 and $x$", r"costs \$5 and \(x\)"),
     ],

@@ -128,7 +128,8 @@ def test_sessions_end_by_themselves_and_are_not_kept_without_end(tmp_path: Path)
     sessions = Sessions(keys_of(tmp_path, "ann"), clock=lambda: now[0])
     assert sessions.open("sk-two") is None
     first = sessions.open(KEY)
-    assert first and sessions.find(first)
+    found = sessions.find(first or "")
+    assert first and found and (found.name, found.token != KEY) == ("ann", True)
     assert sessions.find("made-up") is None
     for _ in range(MOST):
         last = sessions.open(KEY)
