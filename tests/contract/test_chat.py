@@ -357,7 +357,7 @@ def spawn(server: ChatServer) -> Iterator[Spawn]:
             ["-c", PROGRAM, server.base_url, *([str(history)] if history else [])],
             env=os.environ | {"TERM": "xterm", "PROMPT_TOOLKIT_NO_CPR": "1"} | environ,
             encoding="utf-8",
-            timeout=10,
+            timeout=60,
             dimensions=(24, columns),
         )
         child.delaybeforesend = None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pty
 import re
+import select
 import signal
 import subprocess
 import sys
@@ -493,7 +494,7 @@ def test_a_reader_that_has_seen_enough_is_no_bug(tmp_path: Path) -> None:
     os.close(reading)
     with start("docs", stdout=writing, stderr=subprocess.PIPE, cwd=tmp_path) as process:
         os.close(writing)
-        _, err = process.communicate(timeout=20)
+        _, err = process.communicate(timeout=60)
     assert (process.returncode, err) == (1, "")
 
 
@@ -504,9 +505,10 @@ def test_ctrl_c_at_a_prompt_ends_with_130(tmp_path: Path) -> None:
         try:
             asked = b""
             while b"sudo password" not in asked:
+                assert select.select([leader], [], [], 60)[0], asked
                 asked += os.read(leader, 1024)
             one.send_signal(signal.SIGINT)
-            assert one.wait(20) == 130
+            assert one.wait(60) == 130
         finally:
             one.kill()
     os.close(leader)
